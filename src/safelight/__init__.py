@@ -1,0 +1,58 @@
+"""Safelight: pretrained diffusion models, loaded, sampled, taken apart and trained.
+
+Public names are imported on first use (PEP 562), so `import safelight` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Module -> the public names it defines. `safelight.X` imports only X's module.
+_EXPORTS = {
+    "configuration": ("ConfigMixin", "register_to_config"),
+    "errors": (
+        "ConfigError",
+        "FrozenConfigError",
+        "InputError",
+        "MissingDependencyError",
+        "NonFiniteError",
+        "RepositoryError",
+        "SafelightError",
+        "UnknownArgumentError",
+        "UnsafeFileError",
+        "WeightsError",
+    ),
+    "models.autoencoder_kl": ("AutoencoderKL",),
+    "models.base": ("ModelMixin",),
+    "models.text.clip": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "models.text.tokenizers": ("CLIPTokenizer",),
+    "models.unet_2d": ("UNet2DModel",),
+    "models.unet_2d_condition": ("UNet2DConditionModel",),
+    "pipelines.base": ("DiffusionPipeline",),
+    "pipelines.ddim": ("DDIMPipeline",),
+    "pipelines.ddpm": ("DDPMPipeline",),
+    "pipelines.stable_diffusion": ("StableDiffusionPipeline",),
+    "schedulers.base": ("SchedulerMixin",),
+    "schedulers.ddim": ("DDIMScheduler",),
+    "schedulers.ddpm": ("DDPMScheduler",),
+    "schedulers.euler": ("EulerDiscreteScheduler",),
+    "schedulers.pndm": ("PNDMScheduler",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'safelight' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
