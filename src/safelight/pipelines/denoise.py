@@ -1,0 +1,302 @@
+"""The one denoising loop, shared by every pipeline: prepare, step, decode."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ..configuration import check_known
+from ..errors import InputError, check_choice
+from ..images import OUTPUT_TYPES
+from ..outputs import Output
+from ..randomness import generators, randn_tensor
+from .adapt import as_pure
+from .base import DiffusionPipeline
+from .trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from ..schedulers.base import Plan, Scheduler
+    from .film import Film
+
+logger = logging.getLogger(__name__)
+
+# What a callback finds on "the pipeline" and may set there; it belongs to the run, not to the shared object.
+_RUN_ATTRIBUTES = (
+    "guidance_scale",
+    "guidance_rescale",
+    "do_classifier_free_guidance",
+    "clip_skip",
+    "cross_attention_kwargs",
+    "num_timesteps",
+    "interrupt",
+)
+
+
+class RunView:
+    """What a callback receives: reads like the pipeline, and keeps what is set on it to this run."""
+
+    def __init__(self, pipeline: DenoisingPipeline, trajectory: Trajectory):
+        self.__dict__.update(_view_of=pipeline, _trajectory=trajectory)
+
+    @property
+    def __class__(self):  # type: ignore[override]
+        return type(self._view_of)
+
+    @property
+    def scheduler(self) -> Any:
+        """This run's scheduler on the familiar surface: a copy that stands at the current step."""
+        return self._trajectory.scheduler.at(self._trajectory.plan, self._trajectory.index)
+
+    def __getattr__(self, name: str) -> Any:
+        bare = name.removeprefix("_")
+        return getattr(self._trajectory, bare) if bare in _RUN_ATTRIBUTES else getattr(self._view_of, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        bare = name.removeprefix("_")
+        if bare in _RUN_ATTRIBUTES:
+            setattr(self._trajectory, bare, value)
+        else:
+            self.__dict__[name] = value
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One finished step, as `pipe.stream(…)` yields it.
+
+    `index` counts from 0; `timestep` is the network's t (0-d tensor); `latents` is the sample after the step and
+    `pred_original_sample` the solver's current estimate of x₀ (None where the solver has none).
+    """
+
+    pipeline: DenoisingPipeline
+    trajectory: Trajectory
+    index: int
+    timestep: torch.Tensor
+    latents: torch.Tensor
+    pred_original_sample: torch.Tensor | None
+
+    @property
+    def progress(self) -> float:
+        return (self.index + 1) / len(self.trajectory.plan)
+
+    @property
+    def preview(self) -> list:
+        """A cheap picture (PIL, one per image) of where the run is heading."""
+        best = self.latents if self.pred_original_sample is None else self.pred_original_sample
+        return self.pipeline.preview(best)
+
+    def decode(self, output_type: str = "pil") -> Output:
+        """The full decoding of `latents`; after the last step this is the result of the run."""
+        return self.pipeline.decode(self.trajectory, output_type, latents=self.latents)
+
+
+class DenoisingPipeline(DiffusionPipeline):
+    """What a pipeline family adds: `prepare` (request → Trajectory), `predict` (one forward) and `decode`.
+
+    No call writes on the pipeline, its models or its scheduler, so one object serves any number of threads.
+    """
+
+    _network: ClassVar[str] = "unet"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "prepare" in cls.__dict__ and "__call__" not in cls.__dict__:
+            cls.__call__ = _call_like(cls.prepare)  # type: ignore[method-assign]
+
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    # Callback name -> name in `Trajectory.conditioning`.
+    _conditioning_names: ClassVar[dict[str, str]] = {}
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Trajectory:
+        raise NotImplementedError
+
+    def predict(self, sample: torch.Tensor, timestep: torch.Tensor, conditioning: dict, options: dict) -> torch.Tensor:
+        raise NotImplementedError
+
+    def decode(
+        self, trajectory: Trajectory, output_type: str = "pil", *, latents: torch.Tensor | None = None
+    ) -> Output:
+        raise NotImplementedError
+
+    def preview(self, latents: torch.Tensor) -> list:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, trajectories: Trajectory | Sequence[Trajectory]) -> None:
+        """Advance each trajectory by one evaluation; those of the same shapes share one forward of the network."""
+        runs = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
+        for group in _same_shapes([run for run in runs if not run.finished]):
+            inputs = [run.network_input() for run in group]
+            if len(inputs) == 1:
+                sample, timestep, conditioning = inputs[0]
+            else:
+                sample = torch.cat([rows for rows, _, _ in inputs])
+                timestep = torch.cat([t.expand(len(rows)) for rows, t, _ in inputs])
+                conditioning = {name: torch.cat([c[name] for _, _, c in inputs]) for name in inputs[0][2]}
+            prediction = self.predict(sample, timestep, conditioning, group[0].forward_options)
+            parts = prediction.split([len(rows) for rows, _, _ in inputs])
+            for run, part in zip(group, parts, strict=True):
+                run.advance(part, type(getattr(self, self._network)).__name__)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[StepEvent]:
+        """The run of `pipe(…)` step by step; takes `prepare`'s arguments and yields a `StepEvent` after every step."""
+        check_known(f"{type(self).__name__}.stream", kwargs, inspect.signature(self.prepare).parameters)
+        return self._run(self.prepare(*args, **kwargs))
+
+    def _run(self, trajectory: Trajectory) -> Iterator[StepEvent]:
+        with self.progress_bar(total=len(trajectory.plan)) as bar:
+            while not trajectory.finished:
+                index, timestep = trajectory.index, trajectory.plan.timesteps[trajectory.index]
+                self.step(trajectory)
+                bar.update()
+                yield StepEvent(self, trajectory, index, timestep, trajectory.sample, trajectory.pred_original_sample)
+
+    def __call__(
+        self,
+        *args: Any,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Make pictures: `prepare`, then `step` to the end, then `decode`; the arguments are those of `prepare`, and:
+
+        `output_type`: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "latent". `return_dict=False` gives
+        a tuple. `callback_on_step_end(pipe, index, timestep, tensors)` runs after each step with the tensors named in
+        `callback_on_step_end_tensor_inputs` and returns a dict of those it replaces; `pipe._interrupt = True` in it ends
+        the run early. Raises `InputError` for an invalid request and `NonFiniteError` rather than return a black picture.
+        """
+        check_choice("output_type", output_type, OUTPUT_TYPES, InputError)
+        check_known(type(self).__name__, kwargs, inspect.signature(type(self).__call__).parameters)
+        names = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        for name in names:
+            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs, InputError)
+        trajectory = self.prepare(*args, **kwargs)
+        view = RunView(self, trajectory)
+        for event in self._run(trajectory):
+            if callback_on_step_end is not None:
+                given = {name: self._callback_tensor(trajectory, name) for name in names}
+                returned = callback_on_step_end(view, event.index, event.timestep, dict(given)) or {}
+                for name in given:
+                    if returned.get(name) is not None and returned[name] is not given[name]:
+                        self._replace_tensor(trajectory, name, returned[name])
+        result = self.decode(trajectory, output_type)
+        return result if return_dict else tuple(getattr(result, f.name) for f in fields(result))  # type: ignore[arg-type]
+
+    def film(self, *args: Any, frames: int = 8, **kwargs: Any) -> Film:
+        """Make pictures and keep `frames` of the way from noise to picture; takes `prepare`'s arguments.
+
+        The returned `Film` has the final `images`, a `strip()` to look at and `save(path)` for a strip or a GIF.
+        """
+        from .film import record
+
+        return record(self, frames, *args, **kwargs)
+
+    @staticmethod
+    def _generator(
+        seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+    ) -> torch.Generator | list[torch.Generator] | None:
+        """The source of noise for `count` images: image k of `seed` s has its own CPU generator, seeded s + k."""
+        if seed is not None and generator is not None:
+            raise InputError("seed and generator are both given; give one of them")
+        if seed is not None:
+            return generators(seed, count)
+        if generator is None or isinstance(generator, torch.Generator):
+            return generator
+        if not isinstance(generator, list | tuple) or not all(isinstance(one, torch.Generator) for one in generator):
+            raise InputError(f"generator is {generator!r}; a torch.Generator or a list of them is needed")
+        if len(generator) != count:
+            raise InputError(f"generator is a list of {len(generator)}, but {count} images are asked for")
+        return list(generator)
+
+    def _first_sample(
+        self,
+        plan: Plan,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x_T: `latents` or fresh noise of `shape`, scaled to the plan's first noise level."""
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=dtype)
+        elif not isinstance(latents, torch.Tensor) or tuple(latents.shape) != tuple(shape):
+            found = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise InputError(f"latents are {found}; this request needs a tensor of shape {tuple(shape)}")
+        elif not torch.isfinite(latents).all():
+            raise InputError("latents hold NaN or infinity")
+        return latents.to(self.device) * plan.init_noise_sigma
+
+    def _callback_tensor(self, trajectory: Trajectory, name: str) -> torch.Tensor | None:
+        if name == "latents":
+            return trajectory.sample
+        key = self._conditioning_names[name.removeprefix("negative_")]
+        if name.startswith("negative_"):
+            return trajectory.negative[key] if trajectory.negative else None
+        return torch.cat([one[key] for one in trajectory.passes])
+
+    def _replace_tensor(self, trajectory: Trajectory, name: str, value: torch.Tensor) -> None:
+        if name == "latents":
+            trajectory.sample = value
+            return
+        key = self._conditioning_names[name.removeprefix("negative_")]
+        targets = trajectory.passes
+        if name.startswith("negative_"):
+            targets = [trajectory.negative] if trajectory.negative is not None else []
+        # Scripts hand back the stacked negative and positive rows, or one of them after switching guidance off.
+        for target, part in zip(targets, value.chunk(max(1, len(targets))), strict=True):
+            target[key] = part
+
+    def _plan(
+        self, scheduler: Scheduler | None, num_inference_steps: int | None, **wanted: Any
+    ) -> tuple[Scheduler, Plan]:
+        """This run's scheduler (the pipeline's own unless one is given) and its plan.
+
+        `timesteps` and `sigmas` are errors where the scheduler does not take them; solver options that it does not have
+        (`eta`, …) are dropped with a warning, as scripts pass them to any scheduler.
+        """
+        pure = as_pure(self.scheduler if scheduler is None else scheduler)
+        accepted = inspect.signature(pure.plan).parameters
+        options = {name: value for name, value in wanted.items() if value is not None}
+        if options.get("timesteps") is not None and options.get("sigmas") is not None:
+            raise InputError("timesteps and sigmas are both given; give one of them")
+        for name in [name for name in options if name not in accepted]:
+            value = options.pop(name)
+            if name in ("timesteps", "sigmas"):
+                raise InputError(f"{type(pure).__name__} does not take custom {name}; leave {name} out")
+            if name != "generator" and value:
+                logger.warning("%s has no %s; %s=%r has no effect", type(pure).__name__, name, name, value)
+        custom = options.get("timesteps") is not None or options.get("sigmas") is not None
+        return pure, pure.plan(None if custom else num_inference_steps, **options)
+
+
+def _call_like(prepare: Callable) -> Callable:
+    """The shared `__call__`, showing `prepare`'s arguments before its own to `help()` and to scripts that look."""
+    shared = DenoisingPipeline.__call__
+    call = types.FunctionType(shared.__code__, shared.__globals__, shared.__name__, None, shared.__closure__)
+    functools.update_wrapper(call, shared)
+    del call.__wrapped__  # type: ignore[attr-defined]
+    call.__kwdefaults__ = dict(shared.__kwdefaults__ or {})
+    own = [p for p in inspect.signature(shared).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    call.__signature__ = inspect.Signature([*inspect.signature(prepare).parameters.values(), *own])  # type: ignore[attr-defined]
+    return call
+
+
+def _same_shapes(runs: list[Trajectory]) -> list[list[Trajectory]]:
+    """Runs grouped so that each group can share one forward."""
+    if len(runs) == 1:
+        return [runs]
+    groups: dict[Any, list[Trajectory]] = {}
+    for run in runs:
+        tensors = {"": run.sample, **run.conditioning}
+        shapes = tuple((name, tensor.shape[1:], tensor.dtype, tensor.device) for name, tensor in tensors.items())
+        options = id(run) if any(value is not None for value in run.forward_options.values()) else None
+        groups.setdefault((shapes, options), []).append(run)
+    return list(groups.values())
