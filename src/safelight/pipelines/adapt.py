@@ -1,4 +1,4 @@
-"""Schedulers that have only the familiar surface (a script's own class, or another library's), driven by a copy per run."""
+"""Schedulers that have only the familiar surface (a script's own, or another library's), driven by a copy per run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..schedulers.base import Advance, Scheduler
 
 def as_pure(scheduler: Any) -> Any:
     """`scheduler` itself where its steps are pure, else an adapter over it; raises `InputError` for anything else."""
-    if isinstance(scheduler, Scheduler) and type(scheduler).advance is not Scheduler.advance:
-        # A class that replaces the familiar `step` wants that one run.
-        if type(scheduler).step.__module__.startswith("safelight."):
-            return scheduler
+    pure = isinstance(scheduler, Scheduler) and type(scheduler).advance is not Scheduler.advance
+    # A class of a script's own that replaces the familiar `step` wants that one run.
+    if pure and type(scheduler).step.__module__.startswith("safelight."):
+        return scheduler
     if not (callable(getattr(scheduler, "set_timesteps", None)) and callable(getattr(scheduler, "step", None))):
         raise InputError(f"{type(scheduler).__name__} is not a scheduler: it has no set_timesteps and step")
     return FamiliarScheduler(scheduler)

@@ -168,10 +168,11 @@ class DenoisingPipeline(DiffusionPipeline):
     ) -> Any:
         """Make pictures: `prepare`, then `step` to the end, then `decode`; the arguments are those of `prepare`, and:
 
-        `output_type`: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "latent". `return_dict=False` gives
-        a tuple. `callback_on_step_end(pipe, index, timestep, tensors)` runs after each step with the tensors named in
-        `callback_on_step_end_tensor_inputs` and returns a dict of those it replaces; `pipe._interrupt = True` in it ends
-        the run early. Raises `InputError` for an invalid request and `NonFiniteError` rather than return a black picture.
+        `output_type`: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "latent".
+        `return_dict=False` gives a tuple. `callback_on_step_end(pipe, index, timestep, tensors)` runs after each step
+        with the tensors named in `callback_on_step_end_tensor_inputs` and returns a dict of those it replaces;
+        `pipe._interrupt = True` in it ends the run early. Raises `InputError` for an invalid request and
+        `NonFiniteError` rather than return a black picture.
         """
         check_choice("output_type", output_type, OUTPUT_TYPES, InputError)
         check_known(type(self).__name__, kwargs, inspect.signature(type(self).__call__).parameters)
@@ -184,8 +185,8 @@ class DenoisingPipeline(DiffusionPipeline):
             if callback_on_step_end is not None:
                 given = {name: self._callback_tensor(trajectory, name) for name in names}
                 returned = callback_on_step_end(view, event.index, event.timestep, dict(given)) or {}
-                for name in given:
-                    if returned.get(name) is not None and returned[name] is not given[name]:
+                for name, tensor in given.items():
+                    if returned.get(name) is not None and returned[name] is not tensor:
                         self._replace_tensor(trajectory, name, returned[name])
         result = self.decode(trajectory, output_type)
         return result if return_dict else tuple(getattr(result, f.name) for f in fields(result))  # type: ignore[arg-type]

@@ -20,8 +20,8 @@ def encode_clip(
 ) -> torch.Tensor:
     """CLIP hidden states of `prompts`, (batch, tokens, dim); what does not fit the window is reported.
 
-    `clip_skip` k takes the states k layers before the last, through the final norm. Takes this library's text encoder or
-    transformers' own.
+    `clip_skip` k takes the states k layers before the last, through the final norm. Takes this library's text encoder
+    or transformers' own.
     """
     length = max_length or tokenizer.model_max_length
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

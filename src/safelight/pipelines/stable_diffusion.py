@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2: a convolutional U-Net in the latent space of a VAE, attending to CLIP's reading of the prompt.
+"""Stable Diffusion 1 and 2: a convolutional U-Net in the latent space of a VAE, attending to CLIP's view of it.
 
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752.
 """
@@ -72,8 +72,8 @@ class StableDiffusionPipeline(DenoisingPipeline):
             raise InputError("safety_checker needs a feature_extractor; pass one, or safety_checker=None")
         if safety_checker is None and requires_safety_checker:
             logger.warning(
-                "%s runs without its safety checker: the model's licence asks that unfiltered results are not shown to the "
-                "public. requires_safety_checker=False silences this.",
+                "%s runs without its safety checker: the model's licence asks that unfiltered results are not shown to "
+                "the public. requires_safety_checker=False silences this.",
                 type(self).__name__,
             )
         self.register_modules(
@@ -116,11 +116,12 @@ class StableDiffusionPipeline(DenoisingPipeline):
     ) -> Trajectory:
         """Start a run: encode the prompt, make the plan, draw the first latents.
 
-        `prompt` (one or a list) or `prompt_embeds` (batch, tokens, dim); `height` and `width` in pixels, divisible by the VAE's
-        factor, by default the UNet's own size; `guidance_scale` w of classifier-free guidance (≤ 1: none) away from
-        `negative_prompt`; `eta` η of DDIM; `timesteps` or `sigmas` replace the scheduler's own grid; `generator` as in torch,
-        or `seed` (image k gets seed + k; or a list with one each); `latents`: unit noise (batch, channels, height/f, width/f);
-        `clip_skip` leaves out CLIP's last layers; `scheduler` replaces the pipeline's own for this run.
+        `prompt` (one or a list) or `prompt_embeds` (batch, tokens, dim); `height` and `width` in pixels, divisible by
+        the VAE's factor, by default the UNet's own size; `guidance_scale` w of classifier-free guidance (≤ 1: none)
+        away from `negative_prompt`; `eta` η of DDIM; `timesteps` or `sigmas` replace the scheduler's own grid;
+        `generator` as in torch, or `seed` (image k gets seed + k; or a list with one each); `latents`: unit noise
+        (batch, channels, height/f, width/f); `clip_skip` leaves out CLIP's last layers; `scheduler` replaces the
+        pipeline's own for this run.
         """
         height, width = self._size(height, width)
         images = checks.positive_int("num_images_per_prompt", num_images_per_prompt)
@@ -179,7 +180,8 @@ class StableDiffusionPipeline(DenoisingPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The hidden states of the prompt and of the negative prompt (None without guidance), one row per image.
 
-        Each is (prompts × num_images_per_prompt, tokens, dim). `clip_skip` applies to the prompt alone, as it does elsewhere.
+        Each is (prompts × num_images_per_prompt, tokens, dim). `clip_skip` applies to the prompt alone, as it does
+        elsewhere.
         """
         place = torch.device(device) if device is not None else self.device
         given = self._checked_embeds(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
@@ -270,12 +272,12 @@ class StableDiffusionPipeline(DenoisingPipeline):
                 raise InputError(f"{name}_embeds is {found}; a tensor (batch, tokens, dim) is needed")
         if prompt is None and prompt_embeds is None:
             raise InputError("there is no prompt: give prompt (a string or a list of strings) or prompt_embeds")
-        if prompt_embeds is not None and negative_prompt_embeds is not None:
-            if prompt_embeds.shape != negative_prompt_embeds.shape:
-                raise InputError(
-                    f"prompt_embeds {tuple(prompt_embeds.shape)} and negative_prompt_embeds "
-                    f"{tuple(negative_prompt_embeds.shape)} must have the same shape"
-                )
+        both = prompt_embeds is not None and negative_prompt_embeds is not None
+        if both and prompt_embeds.shape != negative_prompt_embeds.shape:
+            raise InputError(
+                f"prompt_embeds {tuple(prompt_embeds.shape)} and negative_prompt_embeds "
+                f"{tuple(negative_prompt_embeds.shape)} must have the same shape"
+            )
         return prompt_embeds
 
 

@@ -19,10 +19,10 @@ Tensors = dict[str, torch.Tensor]
 class Trajectory:
     """The state of one request between `prepare` and `decode`.
 
-    `sample` is x_t at evaluation `index` of `plan`, (batch, channels, height, width). `conditioning` holds the tensors that
-    the denoiser takes beside x_t and t, batch first; `negative` those of the negative pass where there is guidance.
-    `generator` gives the noise of stochastic steps, `forward_options` reach the network as they are, and `settings` is
-    what `decode` needs to know. Nothing here is shared with another run.
+    `sample` is x_t at evaluation `index` of `plan`, (batch, channels, height, width). `conditioning` holds the
+    tensors that the denoiser takes beside x_t and t, batch first; `negative` those of the negative pass where there
+    is guidance. `generator` gives the noise of stochastic steps, `forward_options` reach the network as they are, and
+    `settings` is what `decode` needs to know. Nothing here is shared with another run.
     """
 
     scheduler: Scheduler

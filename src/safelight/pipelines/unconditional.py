@@ -1,4 +1,4 @@
-"""Pixel-space diffusion without a prompt: DDPM and DDIM sampling of a `UNet2DModel`, by class label where it has them."""
+"""Pixel-space diffusion without a prompt: DDPM and DDIM sampling of a `UNet2DModel`, by class label if any."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class ImagePipelineOutput(Output):
 class UnconditionalPipeline(DenoisingPipeline):
     """The family behind `DDPMPipeline` and `DDIMPipeline`.
 
-    `id2label` names the classes of a class-conditional UNet. Where the UNet has one class more than there are names, the
-    extra one is the "no class" that guidance needs.
+    `id2label` names the classes of a class-conditional UNet. Where the UNet has one class more than there are names,
+    the extra one is the "no class" that guidance needs.
     """
 
     unet: Any
@@ -165,7 +165,7 @@ class DDPMPipeline(UnconditionalPipeline):
 
 
 class DDIMPipeline(UnconditionalPipeline):
-    """Deterministic (η = 0) to ancestral (η = 1) sampling of a pixel-space UNet (Song et al. 2021, arXiv:2010.02502, eq. 12).
+    """Deterministic (η = 0) to ancestral (η = 1) sampling of a pixel-space UNet (Song et al. 2021, arXiv:2010.02502).
 
     `unet`: `UNet2DModel`; `scheduler`: converted to `DDIMScheduler`; `id2label`: names of the classes, by their number.
     """
