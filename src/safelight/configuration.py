@@ -46,9 +46,9 @@ class FrozenConfig(dict):
         )
 
     __setattr__ = __delattr__ = __setitem__ = __delitem__ = _refuse
-    setdefault = pop = popitem = update = clear = __ior__ = _refuse  # type: ignore[assignment]
+    setdefault = pop = popitem = update = clear = __ior__ = _refuse
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (FrozenConfig, (dict(self),))
 
 

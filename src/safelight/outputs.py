@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
 
@@ -22,7 +23,7 @@ class Output:
     def __getitem__(self, key: str | int | slice) -> Any:
         return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.to_tuple())
 
     def __len__(self) -> int:
@@ -31,13 +32,13 @@ class Output:
     def __contains__(self, key: object) -> bool:
         return key in self._present()
 
-    def keys(self):
+    def keys(self) -> KeysView[str]:
         return self._present().keys()
 
-    def values(self):
+    def values(self) -> ValuesView[Any]:
         return self._present().values()
 
-    def items(self):
+    def items(self) -> ItemsView[str, Any]:
         return self._present().items()
 
     def get(self, key: str, default: Any = None) -> Any:
