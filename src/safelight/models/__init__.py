@@ -1,0 +1,1 @@
+"""Architectures: one file each; module names are the checkpoints' key names."""
