@@ -43,3 +43,18 @@ class Output:
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._present().get(key, default)
+
+
+class Batch(dict):
+    """What tokenizers and image processors return: tensors or lists by name, read as entries or as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name!r} in this result; it holds {', '.join(self)}") from None
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """Move or convert the tensors in place, with the arguments of `Tensor.to`, and return the same object."""
+        self.update({name: value.to(*args, **kwargs) for name, value in self.items() if hasattr(value, "to")})
+        return self

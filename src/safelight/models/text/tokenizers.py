@@ -14,6 +14,7 @@ import torch
 
 from ...configuration import check_known, read_json, write_atomically, write_json
 from ...errors import ConfigError, InputError, RepositoryError, check_choice
+from ...outputs import Batch
 
 # The order in which transformers registers them; it decides which spelling of a repeated token wins.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -45,22 +46,6 @@ _DROPPED = ("tokenizer_class", "name_or_path", "special_tokens_map_file", "backe
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 T = TypeVar("T", bound="Tokenizer")
-
-
-class Encoding(dict):
-    """What a tokenizer returns: `input_ids`, `attention_mask`, read as entries or as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the encoding has no {name!r}; it holds {', '.join(self)}") from None
-
-    def to(self, device: str | torch.device, **options: Any) -> Encoding:
-        """Move the tensors, in place, as transformers does."""
-        moved = {name: value.to(device, **options) for name, value in self.items() if isinstance(value, torch.Tensor)}
-        self.update(moved)
-        return self
 
 
 class Tokenizer:
@@ -218,7 +203,7 @@ class Tokenizer:
         return_attention_mask: bool = True,
         pad_to_multiple_of: int | None = None,
         **options: Any,
-    ) -> Encoding:
+    ) -> Batch:
         """Ids and attention mask of one text or a list of texts.
 
         `padding`: False, True (or "longest"), or "max_length"; `max_length` counts the special tokens and defaults to
@@ -243,7 +228,7 @@ class Tokenizer:
         if return_length:
             encoding["length"] = [len(row) for row in encoding["input_ids"]]
         if isinstance(text, str) and return_tensors is None:
-            return Encoding({name: value if name == "length" else value[0] for name, value in encoding.items()})
+            return Batch({name: value if name == "length" else value[0] for name, value in encoding.items()})
         return _to_tensors(encoding, return_tensors)
 
     def pad(
@@ -253,7 +238,7 @@ class Tokenizer:
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
-    ) -> Encoding:
+    ) -> Batch:
         """Pad ids made earlier: `{"input_ids": [[…], …]}` or a list of single encodings."""
         if isinstance(encoded_inputs, Mapping):
             rows = encoded_inputs["input_ids"]
@@ -274,7 +259,7 @@ class Tokenizer:
 
     def _pad(
         self, rows: list[list[int]], padding: bool | str | None, max_length: int | None, multiple: int | None
-    ) -> Encoding:
+    ) -> Batch:
         strategy = _option("padding", padding, _PADDING)
         length = max(map(len, rows), default=0)
         if strategy == "max_length":
@@ -289,7 +274,7 @@ class Tokenizer:
             fill, zeros, ones = [self.pad_token_id] * count, [0] * count, [1] * len(row)
             ids.append([*row, *fill] if right else [*fill, *row])
             mask.append([*ones, *zeros] if right else [*zeros, *ones])
-        return Encoding(input_ids=ids, attention_mask=mask)
+        return Batch(input_ids=ids, attention_mask=mask)
 
     # Ids to text
 
@@ -488,7 +473,7 @@ def _read_merges(path: str | os.PathLike) -> list[str]:
     return [line for line in merges if line and not line.startswith("#version")]
 
 
-def _to_tensors(encoding: Encoding, kind: str | None) -> Encoding:
+def _to_tensors(encoding: Batch, kind: str | None) -> Batch:
     if kind is None:
         return encoding
     check_choice("return_tensors", kind, ("pt", "np"), InputError)
@@ -499,7 +484,7 @@ def _to_tensors(encoding: Encoding, kind: str | None) -> Encoding:
             f'padding="max_length", with truncation=True'
         )
     arrays = {name: np.asarray(value, dtype=np.int64) for name, value in encoding.items()}
-    return Encoding({name: torch.from_numpy(a) if kind == "pt" else a for name, a in arrays.items()})
+    return Batch({name: torch.from_numpy(a) if kind == "pt" else a for name, a in arrays.items()})
 
 
 def _option(name: str, value: Any, meanings: Mapping[Any, Any]) -> Any:
