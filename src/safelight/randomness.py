@@ -27,17 +27,17 @@ def randn_tensor(
     the batch, or a generator lives on another device.
     """
     place = torch.device("cpu" if device is None else device)
-    options = {"dtype": dtype, "layout": torch.strided if layout is None else layout}
+    layout = torch.strided if layout is None else layout
     shape = tuple(shape)
 
     def draw(shape: tuple[int, ...], source: torch.Generator | None) -> torch.Tensor:
         if source is None:
-            return torch.randn(shape, device=place, **options)
+            return torch.randn(shape, device=place, dtype=dtype, layout=layout)
         if source.device.type not in ("cpu", place.type):
             raise InputError(
                 f"generator is on {source.device}, but the noise is wanted on {place}; use a CPU generator or {place}'s"
             )
-        return torch.randn(shape, generator=source, device=source.device, **options).to(place)
+        return torch.randn(shape, generator=source, device=source.device, dtype=dtype, layout=layout).to(place)
 
     if generator is None or isinstance(generator, torch.Generator):
         return draw(shape, generator)
