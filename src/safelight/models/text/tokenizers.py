@@ -171,7 +171,8 @@ class Tokenizer:
         lists = ("additional_special_tokens", "extra_special_tokens")
         check_known("add_special_tokens", special_tokens_dict, (*_NAMED, *lists))
         count = 0
-        for name, value in special_tokens_dict.items():
+        # The named ones first, as transformers does: the order decides the ids.
+        for name, value in sorted(special_tokens_dict.items(), key=lambda item: item[0] in lists):
             tokens = list(value) if name in lists else [value]
             count += self.add_tokens(tokens, special_tokens=True)
             if name in lists:
@@ -184,7 +185,9 @@ class Tokenizer:
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
         """The tokens of one text."""
-        return [self._backend.id_to_token(index) for index in self.encode(text, add_special_tokens)]
+        before, after = self._special_ids() if add_special_tokens else ([], [])
+        tokens = self._backend.encode(text, add_special_tokens=False).tokens
+        return [*self.convert_ids_to_tokens(before), *tokens, *self.convert_ids_to_tokens(after)]
 
     def encode(self, text: str, add_special_tokens: bool = True, **options: Any) -> list[int]:
         """The ids of one text."""
