@@ -1,0 +1,1 @@
+"""The mathematics of sampling: tensors in, tensors out; no networks, no files."""

@@ -1,0 +1,269 @@
+"""Schedulers: pure inside (`plan`, `advance`), familiar outside (`set_timesteps`, `step`), both written once.
+
+A solver is a class with a config, `_rows` (its coefficients for a timetable) and `_advance` (one step with them).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..configuration import ConfigMixin, FrozenConfig, check_known
+from ..errors import InputError, check_choice
+from .familiar import FamiliarSurface, SchedulerOutput, shared
+from .noise import make_betas, signal_and_noise
+from .plan import Advance, Grid, Plan
+from .prediction import PREDICTION_TYPES, Reading, limiter, reading, refuse_singular
+from .spacing import SPACINGS, descending, spaced
+
+__all__ = ["COMPATIBLE_NAMES", "Advance", "Grid", "Plan", "Scheduler", "SchedulerMixin", "SchedulerOutput"]
+
+# Schedulers whose configs convert into each other, whether or not all are here.
+# fmt: off
+COMPATIBLE_NAMES = (
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler",
+)
+# fmt: on
+
+
+class SchedulerMixin(ConfigMixin):
+    """What every scheduler has, also a script's own class: a config that is stored, loaded and converted."""
+
+    config_name = "scheduler_config.json"
+    has_compatibles = True
+    _compatibles: ClassVar[Sequence[str]] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load from `scheduler_config.json` in a folder or repository; `kwargs`: download options, config overrides.
+
+        Raises `RepositoryError` where there is no such file and `UnknownArgumentError` for an override that is no
+        argument of the class. With `return_unused_kwargs` the latter are returned: `(scheduler, unused)`.
+        """
+        if subfolder is not None:
+            kwargs["subfolder"] = subfolder
+        config, overrides = cls.load_config(pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs)
+        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **overrides)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Write `scheduler_config.json` into `save_directory`, atomically."""
+        self.save_config(save_directory, **kwargs)
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes that can be built from this scheduler's config, its own first."""
+        return self._compatible_classes()
+
+    @classmethod
+    def _compatible_classes(cls) -> list[type]:
+        package = importlib.import_module(__name__.split(".")[0])
+        present = [name for name in cls._compatibles if name != cls.__name__ and name in package.__all__]
+        return [cls, *(getattr(package, name) for name in present)]
+
+    @classmethod
+    def _compatible_names(cls) -> list[str]:
+        return [related.__name__ for related in cls._compatible_classes()]
+
+
+class Scheduler(FamiliarSurface, SchedulerMixin):
+    """Base of the solvers.
+
+    A subclass has a constructor that calls `_set_up`, `_rows(grid, **options)` and `_advance(row, y, x, state, noise)`;
+    it lists its run options with their defaults in `options` and the custom timetables that it takes in `custom`. One
+    that works on σ instead of training timesteps derives from `sigma.SigmaScheduler`.
+
+    Nothing of the pure surface (`plan`, `initial_state`, `scale_input`, `advance`, `noised`) changes the object, so
+    threads can share one. The familiar surface keeps one run on the object.
+    """
+
+    order: ClassVar[int] = 1
+    _compatibles = COMPATIBLE_NAMES
+
+    def _set_up(self) -> None:
+        """Check the config and make the tables of the training noise: `betas`, `alphas`, `alphas_cumprod`."""
+        config = self.config
+        check_choice("prediction_type", config["prediction_type"], PREDICTION_TYPES)
+        check_choice("timestep_spacing", config["timestep_spacing"], SPACINGS)
+        self.betas = make_betas(config)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self._limit = limiter(config)
+
+    @shared
+    def plan(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        device: torch.device | str | None = None,
+        corrected: bool = False,
+        **options: Any,
+    ) -> Plan:
+        """The timetable of one run: `num_inference_steps`, given `timesteps` or `sigmas`, or every training timestep.
+
+        `options` are the solver's own, such as η. `corrected` repairs what is a defect in the reference (each class
+        says what); off, the numbers are the reference's.
+        Raises `InputError` for a timetable that cannot be, `UnknownArgumentError` for an option that the solver lacks.
+        """
+        custom = {"timesteps": timesteps, "sigmas": sigmas}
+        arrays = {name: descending(name, values) for name, values in custom.items() if values is not None}
+        known = ("corrected", *self.custom, *self.options)
+        check_known(f"{type(self).__name__}.plan", [*arrays, *options], known)
+        if len(arrays) + (num_inference_steps is not None) > 1:
+            raise InputError("num_inference_steps, timesteps and sigmas say the same thing; give one of them")
+        if num_inference_steps is not None:
+            grid = self._grid(_step_count(num_inference_steps), corrected)
+        else:
+            grid = self._custom_grid(corrected, **arrays) if arrays else self._training_grid(corrected)
+        return self._assemble(grid, {**self.options, **options}, device)
+
+    def _assemble(self, grid: Grid, options: dict[str, Any], device: Any = None) -> Plan:
+        for name, value in options.items():
+            _check_option(name, value, self.options[name])
+        rows, needs_noise = self._rows(grid, **options)
+        return Plan(
+            timesteps=torch.from_numpy(np.ascontiguousarray(grid.times)).to(device),
+            times=tuple(grid.times.tolist()),
+            levels=tuple(self._levels(grid)),
+            rows=tuple(rows),
+            needs_noise=tuple(needs_noise),
+            order=self.order,
+            init_noise_sigma=self._first_sigma(grid),
+            options=FrozenConfig(options),
+            grid=grid,
+        )
+
+    def initial_state(self, plan: Plan) -> Any:
+        """What the solver remembers before its first step (None for those that remember nothing)."""
+        return None
+
+    def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
+        """What the network sees of `sample` at evaluation `i`."""
+        return sample
+
+    def advance(
+        self,
+        plan: Plan,
+        i: int,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        state: Any = None,
+        noise: torch.Tensor | None = None,
+    ) -> Advance:
+        """One step from evaluation `i`, with no side effect and without reading a tensor's value.
+
+        `model_output` and `sample` are (B, C, …); `noise`, of its shape, is needed where `plan.needs_noise[i]`.
+        Raises `InputError` past the plan's end, for mismatched shapes, and for missing noise.
+        """
+        row = plan.row(i)
+        if not isinstance(model_output, torch.Tensor) or not isinstance(sample, torch.Tensor):
+            self._refuse_type(model_output, sample)
+        if model_output.shape != self._output_shape(sample):
+            raise InputError(
+                f"model_output has shape {tuple(model_output.shape)}, but for a sample of {tuple(sample.shape)} "
+                f"{type(self).__name__} needs {tuple(self._output_shape(sample))}"
+            )
+        if noise is None and plan.needs_noise[i]:
+            raise InputError(f"step {i} of this plan adds noise; pass noise of shape {tuple(sample.shape)}")
+        return self._advance(row, model_output, sample, state, noise)
+
+    def noised(self, plan: Plan, i: int, original: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """`original` x₀ at the noise level of evaluation `i`: α·x₀ + σ·ε, as `advance` wants it there."""
+        plan.row(i)
+        alpha, sigma = plan.levels[i]
+        return alpha * original + sigma * noise
+
+    def at(self, plan: Plan, i: int) -> Any:
+        """A copy on the familiar surface that runs `plan` and stands before evaluation `i`."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy._install(plan)
+        copy._step_index = i
+        return copy
+
+    # What a solver provides, or inherits from its family.
+
+    # (grid, **options) -> the solver's coefficients, one row per evaluation, and which evaluations need noise
+    _rows: Callable[..., tuple[Sequence[Any], Sequence[bool]]]
+    # (row, model_output, sample, state, noise) -> one step with those coefficients
+    _advance: Callable[..., Advance]
+
+    def _output_shape(self, sample: torch.Tensor) -> torch.Size:
+        return sample.shape
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        return Grid(np.arange(len(self))[::-1], len(self), corrected=corrected, exact=corrected)
+
+    def _grid(self, steps: int, corrected: bool) -> Grid:
+        """`steps` integer training timesteps, for solvers that step between them."""
+        train, offset = len(self), self.config["steps_offset"]
+        if steps > train:
+            raise InputError(f"num_inference_steps is {steps}; at most num_train_timesteps={train} are possible")
+        times = spaced(self.config["timestep_spacing"], train, steps, offset, corrected).round().astype(np.int64)
+        if times.max() >= train:
+            raise InputError(
+                f"{steps} steps with steps_offset={offset} reach timestep {times.max()}, but the last one trained is "
+                f"{train - 1}; use fewer steps or steps_offset=0"
+            )
+        return Grid(times, steps, corrected=corrected, exact=corrected)
+
+    def _custom_grid(self, corrected: bool, timesteps: np.ndarray) -> Grid:
+        times = timesteps.astype(np.int64)
+        if (times != timesteps).any() or times[-1] < 0 or times[0] >= len(self):
+            raise InputError(f"timesteps are {timesteps.tolist()}; whole numbers in [0, {len(self)}) are needed")
+        return Grid(times, len(times), corrected=corrected, exact=True)
+
+    def _levels(self, grid: Grid) -> Sequence[tuple[float, float]]:
+        alpha, sigma = signal_and_noise(self.alphas_cumprod)
+        return [(alpha[t], sigma[t]) for t in grid.times.tolist()]
+
+    def _first_sigma(self, grid: Grid) -> float:
+        return 1.0
+
+    def _readings(self, grid: Grid) -> list[Reading]:
+        """How x₀ and ε follow from sample and model output at each evaluation."""
+        readings = [reading(self.config["prediction_type"], alpha, sigma) for alpha, sigma in self._levels(grid)]
+        refuse_singular(readings, self._limit is not None, grid.times.tolist())
+        return readings
+
+    def _cumulative(self, times: np.ndarray, beyond: torch.Tensor | float | None = None) -> torch.Tensor:
+        """ᾱ (float32, on the CPU) at integer `times`, and `beyond` where they are negative."""
+        index = torch.from_numpy(np.ascontiguousarray(times))
+        found = self.alphas_cumprod.cpu()[index if beyond is None else index.clamp(min=0)]
+        return found if beyond is None else torch.where(index < 0, torch.as_tensor(beyond).cpu(), found)
+
+    def _refuse_type(self, model_output: Any, sample: Any) -> None:
+        name, value = ("model_output", model_output) if isinstance(sample, torch.Tensor) else ("sample", sample)
+        hint = "; pass its .sample" if hasattr(value, "sample") else ""
+        raise InputError(f"{name} is of type {type(value).__name__}, but a tensor is needed{hint}")
+
+
+def _step_count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"num_inference_steps is {value!r}; a whole number of at least 1 is needed")
+    return int(value)
+
+
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """Raise `InputError` unless `value` is of the kind of `default`: a flag, or a number that is not NaN."""
+    is_flag = isinstance(value, bool)
+    if isinstance(default, bool) and not is_flag:
+        raise InputError(f"{name} is {value!r}; True or False is needed")
+    if isinstance(default, float) and (is_flag or not isinstance(value, (int, float)) or math.isnan(value)):
+        raise InputError(f"{name} is {value!r}; a number is needed")

@@ -1,0 +1,87 @@
+"""DDIM: deterministic (η = 0) to ancestral (η = 1) sampling (Song et al. 2021, arXiv:2010.02502)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..configuration import register_to_config
+from ..errors import InputError
+from .base import Advance, Grid, Plan, Scheduler, SchedulerOutput
+from .prediction import Mix, reading
+
+DDIMSchedulerOutput = SchedulerOutput
+
+
+class _Row(NamedTuple):
+    x0: Mix
+    eps: Mix
+    eps_of_x0: bool  # ε is read from the clipped x₀ instead of the model output
+    on_x0: float
+    on_eps: float
+    std: float
+
+
+class DDIMScheduler(Scheduler):
+    """Steps x ← √ᾱ'·x₀ + √(1 − ᾱ' − s²)·ε + s·z with s² = η²·(1 − ᾱ')/(1 − ᾱ)·(1 − ᾱ/ᾱ') (eq. 12 and 16).
+
+    Run options: `eta` η in [0, 1]; `use_clipped_model_output` derives ε from the clipped x₀. The reference steps from t
+    to t − num_train_timesteps // steps, also where the timetable goes elsewhere ("linspace", some of "trailing");
+    `corrected`, and any custom `timesteps`, steps to the next entry of the timetable.
+    """
+
+    options = {"eta": 0.0, "use_clipped_model_output": False}  # noqa: RUF012
+    _step_arguments = {"generator": None, "variance_noise": None, "return_dict": True}  # noqa: RUF012
+
+    # fmt: off
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, clip_sample: bool = True,
+        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
+        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0, timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False,
+    ):
+        self._set_up()
+        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+    # fmt: on
+
+    def _rows(self, grid: Grid, *, eta: float, use_clipped_model_output: bool) -> tuple[list[_Row], list[bool]]:
+        ends = np.append(grid.times[1:], -1) if grid.exact else grid.times - len(self) // grid.steps
+        here, there = self._cumulative(grid.times), self._cumulative(ends, self.final_alpha_cumprod)
+        # Where ᾱ = 1 nothing is noise any more, so there is none to renew.
+        variance = torch.where(here < 1, (1 - there) / (1 - here) * (1 - here / there), 0.0).clamp(min=0)
+        std = eta * variance**0.5
+        direction = 1 - there - std**2
+        if eta < 0 or direction.min() < -1e-6:
+            raise InputError(f"eta is {eta}; it must be within [0, 1]")
+        readings = self._readings(grid)
+        eps = [one.eps for one in readings]
+        if use_clipped_model_output:
+            eps = [reading("sample", alpha, sigma).eps for alpha, sigma in self._levels(grid)]
+        weights = zip((there**0.5).tolist(), (direction.clamp(min=0) ** 0.5).tolist(), std.tolist(), strict=True)
+        rows = [
+            _Row(one.x0, of, use_clipped_model_output, *w) for one, of, w in zip(readings, eps, weights, strict=True)
+        ]
+        return rows, [eta > 0] * len(rows)
+
+    def _advance(
+        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        x0 = row.x0(sample, model_output)
+        if self._limit is not None:
+            x0 = self._limit(x0)
+        eps = row.eps(sample, x0 if row.eps_of_x0 else model_output)
+        previous = torch.add(x0 * row.on_x0, eps, alpha=row.on_eps)
+        if noise is not None and row.std:
+            previous = torch.add(previous, noise, alpha=row.std)
+        return Advance(previous, None, x0)
+
+    def _off_timetable(self, run: Plan, timestep: Any) -> Plan:
+        """DDIM's step needs only t and its length, so a script may take one at any training timestep."""
+        if isinstance(timestep, int) and 0 <= timestep < len(self):
+            one = Grid(np.array([timestep]), run.num_inference_steps)
+            return self._assemble(one, dict(run.options))
+        return super()._off_timetable(run, timestep)

@@ -1,0 +1,103 @@
+"""DDPM: ancestral sampling (Ho et al. 2020, arXiv:2006.11239), with fixed or learned variance."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..configuration import register_to_config
+from ..errors import check_choice
+from .base import Advance, Grid, Scheduler, SchedulerOutput
+from .prediction import Mix
+
+DDPMSchedulerOutput = SchedulerOutput
+
+_FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+_LEARNED = ("learned", "learned_range")
+
+
+class _Row(NamedTuple):
+    x0: Mix
+    on_x0: float
+    on_x: float
+    std: float
+    log_low: float  # of the variance, between which "learned_range" interpolates
+    log_high: float
+
+
+class DDPMScheduler(Scheduler):
+    """Steps x ← √ᾱ'·β/(1 − ᾱ)·x₀ + √α·(1 − ᾱ')/(1 − ᾱ)·x + s·z (eq. 7), where α = ᾱ/ᾱ' and β = 1 − α.
+
+    `variance_type`: s² is (1 − ᾱ')/(1 − ᾱ)·β for "fixed_small" and β for "fixed_large" (sec. 3.2; their "_log" twins
+    mean the same). The network gives it as a second half of channels for "learned"; for "learned_range" that half, from
+    −1 to 1, is the place between the two in log s² (Nichol & Dhariwal 2021, eq. 15). Noise is added at every t > 0. In
+    a timetable that ends above t = 0 that includes the last step, which then returns a noisy picture for all but
+    "fixed_small"; `corrected` adds none there.
+    """
+
+    # fmt: off
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, variance_type: str = "fixed_small",
+        clip_sample: bool = True, prediction_type: str = "epsilon", thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0, sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+    ):
+        check_choice("variance_type", variance_type, (*_FIXED, *_LEARNED))
+        self._set_up()
+        self.variance_type = variance_type
+        self.one = torch.tensor(1.0)
+    # fmt: on
+
+    @property
+    def custom_timesteps(self) -> bool:
+        """Whether the run's timesteps were given by the caller."""
+        return self._active is not None and self._active.grid.exact and not self._active.grid.corrected
+
+    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
+        here = self._cumulative(grid.times)
+        there = self._cumulative(np.append(grid.times[1:], -1), 1.0)
+        alpha = here / there
+        beta = 1 - alpha
+        # Where ᾱ = 1 there is no noise left (0/0): x₀ is all there is.
+        share = torch.where(here < 1, beta / (1 - here), 1.0)
+        keep = torch.where(here < 1, (1 - there) / (1 - here), 0.0)
+        small = (keep * beta).clamp(min=1e-20)
+        std = beta**0.5 if "large" in self.variance_type else small**0.5
+        columns = (there**0.5 * share, alpha**0.5 * keep, std, small.log(), beta.log())
+        weights = zip(*(column.tolist() for column in columns), strict=True)
+        rows = [_Row(one.x0, *w) for one, w in zip(self._readings(grid), weights, strict=True)]
+        noisy = grid.times > 0
+        if grid.corrected:
+            noisy[-1] = False
+        return rows, noisy.tolist()
+
+    def _output_shape(self, sample: torch.Tensor) -> torch.Size:
+        if self.variance_type in _FIXED:
+            return sample.shape
+        batch, channels, *rest = sample.shape
+        return torch.Size((batch, 2 * channels, *rest))
+
+    def _advance(
+        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        spread: Any = row.std
+        if self.variance_type in _LEARNED:
+            model_output, variance = model_output.chunk(2, dim=1)
+            spread = self._learned_std(row, variance) if noise is not None else 0.0
+        x0 = row.x0(sample, model_output)
+        if self._limit is not None:
+            x0 = self._limit(x0)
+        previous = torch.add(x0 * row.on_x0, sample, alpha=row.on_x)
+        if noise is not None:
+            previous = previous + spread * noise
+        return Advance(previous, None, x0)
+
+    def _learned_std(self, row: _Row, variance: torch.Tensor) -> torch.Tensor:
+        if self.variance_type == "learned":
+            return variance.clamp(min=0) ** 0.5  # a network's output may dip below what a variance can be
+        share = (variance + 1) / 2
+        return torch.exp(0.5 * (share * row.log_high + (1 - share) * row.log_low))

@@ -1,0 +1,155 @@
+"""PNDM: linear multistep sampling, begun by Runge-Kutta or improved Euler (Liu et al. 2022, arXiv:2202.09778)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..configuration import register_to_config
+from ..errors import InputError
+from .base import Advance, Grid, Plan, Scheduler
+from .prediction import Mix
+
+_STAGE_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+_ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+class _Move(NamedTuple):
+    """x' = on_x·x + on_eps·ε (eq. 9)."""
+
+    eps: Mix
+    on_x: float
+    on_eps: float
+
+
+class _Row(NamedTuple):
+    x0: Mix
+    move: _Move
+    again: _Move | None  # the previous step, taken again with a second look at its slope
+    stage: int | None  # of a Runge-Kutta step
+
+
+class _State(NamedTuple):
+    taken: int = 0
+    history: tuple[torch.Tensor, ...] = ()  # outputs of earlier steps, latest first
+    start: torch.Tensor | None = None  # where the step under way began
+    slope: Any = 0.0  # the weighted sum of its Runge-Kutta stages
+
+
+class PNDMScheduler(Scheduler):
+    """Steps with the slope that Adams-Bashforth makes of the last four model outputs (eq. 12), moved by eq. 9.
+
+    The first three steps are Runge-Kutta's with four evaluations each, or, with `skip_prk_steps`, the first is Euler's,
+    improved by an evaluation at its end. The reference steps from t to t − num_train_timesteps // steps, also where the
+    timetable goes elsewhere ("linspace", "trailing"), and improves the first step of a run that starts inside the
+    timetable without evaluating twice, so that x stays one step behind; `corrected` steps along the timetable.
+    """
+
+    custom = ()
+
+    # fmt: off
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False, prediction_type: str = "epsilon", timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+    ):
+        self._set_up()
+        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+    # fmt: on
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        return self._with_first_steps(super()._training_grid(corrected))
+
+    def _grid(self, steps: int, corrected: bool) -> Grid:
+        return self._with_first_steps(super()._grid(steps, corrected))
+
+    def _with_first_steps(self, grid: Grid) -> Grid:
+        """The timetable with the extra evaluations that begin it."""
+        times = grid.times
+        if self.config["skip_prk_steps"]:
+            return grid._replace(times=np.concatenate([times[:2], times[1:]]))
+        if len(times) < 4:
+            raise InputError(f"num_inference_steps is {len(times)}; Runge-Kutta needs 4, or set skip_prk_steps=True")
+        first, last = times[:3], times[1:4]
+        middle = (first + last) // 2 if grid.exact else last + self._stride(grid) // 2
+        stages = np.stack([first, middle, middle, last], axis=1).reshape(-1)
+        return grid._replace(times=np.concatenate([stages, times[3:]]))
+
+    def _stride(self, grid: Grid) -> int:
+        return len(self) // grid.steps
+
+    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
+        times, stride = grid.times, self._stride(grid)
+        index = np.arange(len(times))
+        staged = (index < 12) & (not self.config["skip_prk_steps"])
+        following = np.append(times[1:], -1)
+        ends = following if grid.exact else times - np.where(staged, stride // 2, stride)
+        ends = np.where(staged & (index % 2 == 1), times, ends)
+        moves = self._moves(np.where(staged, times[index - index % 4], times), ends)
+        before = np.append(times[:1], times[:-1]) if grid.exact else np.minimum(times + stride, len(self) - 1)
+        repeats = self._moves(before, times)
+        twice = np.append(False, times[1:] == times[:-1]) if grid.exact else np.full(len(times), True)
+        rows = [
+            _Row(
+                one.x0,
+                moves[i],
+                repeats[i] if twice[i] and self.config["skip_prk_steps"] else None,
+                i % 4 if staged[i] else None,
+            )
+            for i, one in enumerate(self._readings(grid))
+        ]
+        return rows, [False] * len(rows)
+
+    def _moves(self, starts: np.ndarray, ends: np.ndarray) -> list[_Move]:
+        here, there = self._cumulative(starts), self._cumulative(ends, self.final_alpha_cumprod)
+        if here.min() == 0:
+            raise InputError("PNDM cannot step from a sample without any signal; use betas below 1")
+        scale = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
+        on_eps = torch.where(here == there, 0.0, (here - there) / scale)
+        on_x = (there / here) ** 0.5
+        eps = [one.eps for one in self._readings(Grid(starts, 1))]
+        return [_Move(*columns) for columns in zip(eps, on_x.tolist(), on_eps.tolist(), strict=True)]
+
+    def initial_state(self, plan: Plan) -> _State:
+        return _State()
+
+    def _advance(
+        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: _State, noise: torch.Tensor | None
+    ) -> Advance:
+        x0 = row.x0(sample, model_output)
+        if row.stage is not None:
+            start, slope, state = self._runge_kutta(row.stage, model_output, sample, state)
+            move = row.move
+        elif state.taken == 1 and row.again is not None:
+            assert state.start is not None
+            start, move = state.start, row.again
+            slope = (model_output + state.history[0]) / 2
+        else:
+            start, move = sample, row.move
+            history = (model_output, *state.history[:3])
+            slope = _weighted(_ADAMS_BASHFORTH[len(history) - 1], history)
+            state = state._replace(history=history, start=sample)
+        previous = torch.add(start * move.on_x, move.eps(start, slope), alpha=move.on_eps)
+        return Advance(previous, state._replace(taken=state.taken + 1), x0)
+
+    def _runge_kutta(
+        self, stage: int, model_output: torch.Tensor, sample: torch.Tensor, state: _State
+    ) -> tuple[torch.Tensor, torch.Tensor, _State]:
+        if stage == 0:
+            state = state._replace(history=(model_output, *state.history[:3]), start=sample, slope=0.0)
+        elif state.start is None:
+            raise InputError("a run cannot start inside a Runge-Kutta step; start at step 0, 4, 8, 12 or later")
+        assert state.start is not None
+        total = state.slope + _STAGE_WEIGHTS[stage] * model_output
+        return state.start, total if stage == 3 else model_output, state._replace(slope=total)
+
+
+def _weighted(weights: tuple[float, ...], tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    total = tensors[0] if weights[0] == 1.0 else tensors[0] * weights[0]
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        total = torch.add(total, tensor, alpha=weight)
+    return total

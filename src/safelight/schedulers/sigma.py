@@ -1,0 +1,161 @@
+"""What solvers that work in σ share: x = x₀ + σ·ε, a grid of σ, inputs scaled to what the network was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError, check_choice
+from .base import Grid, Plan, Scheduler
+from .prediction import Reading, reading
+from .spacing import chosen_grid, sigma_to_t, spaced
+
+_INTERPOLATIONS = ("linear", "log_linear")
+_TIMESTEP_TYPES = ("discrete", "continuous")
+_FINAL_SIGMAS = ("zero", "sigma_min")
+
+
+class SigmaScheduler(Scheduler):
+    """Base of the solvers in σ = √((1 − ᾱ)/ᾱ) (Karras et al. 2022); the network sees x/√(σ² + 1).
+
+    `interpolation_type="log_linear"` in the reference makes one σ too many, so that a run ends at the smallest σ
+    instead of the final one, and tells the network timesteps of another grid; `corrected` repairs both.
+    """
+
+    custom = ("timesteps", "sigmas")
+
+    def _set_up(self) -> None:
+        config = self.config
+        chosen_grid(config)
+        check_choice("interpolation_type", config.get("interpolation_type", "linear"), _INTERPOLATIONS)
+        check_choice("timestep_type", config.get("timestep_type", "discrete"), _TIMESTEP_TYPES)
+        check_choice("final_sigmas_type", config.get("final_sigmas_type", "zero"), _FINAL_SIGMAS)
+        super()._set_up()
+        if config.get("rescale_betas_zero_snr"):
+            self.alphas_cumprod[-1] = 2**-24  # zero would make the first σ infinite
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """The σ of each evaluation and the final one, (len(timesteps) + 1,) float32."""
+        return torch.tensor(self._run().sigmas, dtype=torch.float32)
+
+    def _training_sigmas(self) -> np.ndarray:
+        return (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).cpu().numpy()
+
+    @property
+    def _continuous(self) -> bool:
+        """Whether the network is told log(σ)/4 instead of a training timestep (EDM's v-prediction networks)."""
+        config = self.config
+        return config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction"
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        sigmas = np.append(self._training_sigmas()[::-1], np.float32(0))
+        return self._told(np.arange(len(self))[::-1], sigmas, len(self), corrected)
+
+    def _grid(self, steps: int, corrected: bool) -> Grid:
+        config = self.config
+        times = spaced(config["timestep_spacing"], len(self), steps, config["steps_offset"], corrected)
+        rounded = times if config["timestep_spacing"] == "linspace" else times.round()
+        return self._sigmas_at(rounded, steps, corrected)
+
+    def _custom_grid(
+        self, corrected: bool, timesteps: np.ndarray | None = None, sigmas: np.ndarray | None = None
+    ) -> Grid:
+        training = self._training_sigmas()
+        if sigmas is not None:
+            if len(sigmas) < 2 or sigmas[-1] < 0:
+                raise InputError(f"sigmas are {sigmas.tolist()}; at least two are needed, the last of them ≥ 0")
+            return self._told(sigma_to_t(sigmas[:-1], training), sigmas, len(sigmas) - 1, corrected, exact=True)
+        assert timesteps is not None
+        if chosen_grid(self.config) or self._continuous:
+            raise InputError("custom timesteps contradict a config that derives timesteps from its sigmas; pass sigmas")
+        if timesteps[-1] < 0 or timesteps[0] > len(self) - 1:
+            raise InputError(f"timesteps are {timesteps.tolist()}; numbers in [0, {len(self) - 1}] are needed")
+        return self._sigmas_at(timesteps, len(timesteps), corrected)
+
+    def _sigmas_at(self, times: np.ndarray, steps: int, corrected: bool) -> Grid:
+        """The grid that the config asks for, through `times` or between the σ of the first and the last of them."""
+        config, training = self.config, self._training_sigmas()
+        times = times.astype(np.float32)
+        sigmas = np.interp(times, np.arange(len(training)), training)
+        if config.get("interpolation_type") == "log_linear":
+            ends = np.log(training[[-1, 0]])
+            count = steps if corrected else steps + 1
+            sigmas = torch.linspace(ends[0], ends[1], count).exp().numpy().astype(np.float64)
+            times = sigma_to_t(sigmas, training) if corrected else times
+        make = chosen_grid(config)
+        if make is not None:
+            low, high = config.get("sigma_min"), config.get("sigma_max")
+            sigmas = make(sigmas[-1] if low is None else low, sigmas[0] if high is None else high, steps)
+            times = sigma_to_t(sigmas, training)
+        final = training[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
+        return self._told(times, np.append(sigmas, final), steps, corrected)
+
+    def _told(self, times: np.ndarray, sigmas: np.ndarray, steps: int, corrected: bool, exact: bool = False) -> Grid:
+        sigmas = sigmas.astype(np.float32)
+        if not (sigmas[: len(times)] > 0).all():
+            raise InputError(f"sigmas are {sigmas.tolist()}; all but the final one must be positive")
+        if self._continuous:
+            times = (0.25 * torch.from_numpy(sigmas[: len(times)].copy()).log()).numpy()
+        return Grid(times.astype(np.float32), steps, sigmas, exact, corrected)
+
+    def _levels(self, grid: Grid) -> Sequence[tuple[float, float]]:
+        assert grid.sigmas is not None
+        return [(1.0, sigma) for sigma in grid.sigmas[: len(grid.times)].tolist()]
+
+    def _first_sigma(self, grid: Grid) -> float:
+        assert grid.sigmas is not None
+        largest = float(grid.sigmas.max())
+        return largest if self.config["timestep_spacing"] in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
+
+    def _reading(self, sigma: float) -> Reading:
+        """How x₀ and ε follow from x = x₀ + σ·ε and the output of a network that saw x/√(σ² + 1)."""
+        alpha = (sigma**2 + 1) ** -0.5
+        return Reading(*(mix.of_scaled(alpha) for mix in reading(self.config["prediction_type"], alpha, sigma * alpha)))
+
+    def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
+        """x/√(σ² + 1) at evaluation `i`."""
+        plan.row(i)
+        return sample / (plan.levels[i][1] ** 2 + 1) ** 0.5
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """x/√(σ² + 1) at `timestep` (one of `timesteps`), the evaluation that `step` takes next."""
+        run = self._run()
+        i = self._step_index if timestep is None else self._locate(run, timestep)
+        if i is None:
+            self._off_timetable(run, timestep)
+        elif i != self._step_index:
+            self._step_index, self._state = i, self.initial_state(run)
+        assert i is not None
+        return self.scale_input(run, i, sample)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
+    ) -> torch.Tensor:
+        """The noisy sample x₀ + σ·ε at `timesteps` (B,) of the run's timetable, or where `set_begin_index` says.
+
+        `original_samples` and `noise` are (B, …). Raises `InputError` for a timestep that is not in the timetable.
+        """
+        sigmas = self.sigmas.to(original_samples.device, original_samples.dtype)
+        at = self._step_index if self._step_index is not None else self._begin_index
+        if self._begin_index is None:
+            chosen = sigmas[[self.index_for_timestep(t) for t in torch.as_tensor(timesteps).reshape(-1).tolist()]]
+        else:
+            chosen = sigmas[at]
+        return original_samples + noise * chosen.reshape(-1, *[1] * (original_samples.ndim - 1))
+
+    def get_velocity(
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
+    ) -> torch.Tensor:
+        """The training target √ᾱ·ε − √(1 − ᾱ)·x₀ of v-prediction at `timesteps` (B,) of the run's timetable.
+
+        The reference looks ᾱ up at the place in the timetable, which falls, as though it were the training timestep,
+        which rises; `corrected` takes ᾱ = 1/(σ² + 1) at the timestep itself.
+        """
+        index = [self.index_for_timestep(t) for t in torch.as_tensor(timesteps).reshape(-1).tolist()]
+        table = 1 / (self.sigmas**2 + 1) if corrected else self.alphas_cumprod
+        alpha, sigma = self._spread(table.to(sample.device), index, sample, corrected)
+        return alpha * noise - sigma * sample

@@ -1,0 +1,106 @@
+"""Which noise levels a run visits: grids of timesteps and of sigmas."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, InputError, MissingDependencyError, check_choice
+
+logger = logging.getLogger(__name__)
+
+
+def _leading(train: int, steps: int, offset: int) -> np.ndarray:
+    if steps > train:
+        raise InputError(f"num_inference_steps is {steps}; leading spacing takes at most num_train_timesteps={train}")
+    return np.arange(steps)[::-1] * (train // steps) + offset
+
+
+def _trailing(train: int, steps: int, offset: int) -> np.ndarray:
+    return np.round(np.arange(train, 0, -train / steps)) - 1
+
+
+_SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "linspace": lambda train, steps, offset: np.linspace(0, train - 1, steps)[::-1],
+    "leading": _leading,
+    "trailing": _trailing,
+}
+
+SPACINGS = tuple(_SPACINGS)
+
+
+def spaced(spacing: str, train: int, steps: int, offset: int = 0, corrected: bool = False) -> np.ndarray:
+    """`steps` descending timesteps in [0, train), float64, unrounded for "linspace" (Lin et al. 2023, table 2).
+
+    `offset` is `steps_offset`, which only "leading" uses. A quirk is kept: for some step counts (61 of 1000, …)
+    "trailing" accumulates rounding error into an extra last timestep −1; `corrected` leaves it out.
+    """
+    check_choice("timestep_spacing", spacing, SPACINGS)
+    times = _SPACINGS[spacing](train, steps, offset).astype(np.float64)
+    if corrected:
+        times = times[:steps]
+    elif times[-1] < 0:
+        logger.warning(
+            "trailing spacing with %d steps ends in an extra timestep -1, as elsewhere; corrected=True drops it",
+            steps,
+        )
+    return times
+
+
+def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    """Sigmas that are linear in σ^(1/ρ), descending from `high` to `low` (Karras et al. 2022, eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
+def exponential(low: float, high: float, steps: int) -> np.ndarray:
+    """Sigmas that are linear in log σ, descending from `high` to `low`."""
+    if not low > 0:
+        raise InputError(f"exponential sigmas need a positive smallest sigma, not {low}; set sigma_min")
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def beta(low: float, high: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """Sigmas at the quantiles of Beta(`a`, `b`), descending (Lee et al. 2024, arXiv:2407.12173). Needs scipy."""
+    try:
+        from scipy.special import betaincinv  # the quantile function, without the import cost of scipy.stats
+    except ImportError:
+        raise MissingDependencyError("use_beta_sigmas needs scipy: pip install scipy") from None
+    return low + betaincinv(a, b, 1 - np.linspace(0, 1, steps)) * (high - low)
+
+
+# Config flag -> the grid it asks for.
+_GRIDS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "use_karras_sigmas": karras,
+    "use_exponential_sigmas": exponential,
+    "use_beta_sigmas": beta,
+}
+
+
+def chosen_grid(config: Mapping[str, Any]) -> Callable[[float, float, int], np.ndarray] | None:
+    """The sigma grid that the config's flags ask for, or None; raises `ConfigError` if they ask for two."""
+    flags = [flag for flag in _GRIDS if config.get(flag)]
+    if len(flags) > 1:
+        raise ConfigError(f"{' and '.join(flags)} are both set; only one of them can be")
+    return _GRIDS[flags[0]] if flags else None
+
+
+def sigma_to_t(sigmas: np.ndarray, training_sigmas: np.ndarray) -> np.ndarray:
+    """The (fractional) training timestep of each sigma: linear in log σ between `training_sigmas`, which ascend."""
+    known = np.log(np.maximum(training_sigmas, 1e-10), dtype=np.float64)
+    return np.interp(np.log(np.maximum(sigmas, 1e-10), dtype=np.float64), known, np.arange(len(known)))
+
+
+def descending(name: str, values: Sequence[float]) -> np.ndarray:
+    """A caller's `timesteps` or `sigmas` as a float64 array; raises `InputError` unless finite and falling."""
+    try:
+        array = np.asarray([float(value) for value in values], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {values!r}; a list of numbers is needed") from None
+    if not len(array) or not np.isfinite(array).all() or (np.diff(array) >= 0).any():
+        raise InputError(f"{name} are {array.tolist()}; finite numbers, each smaller than the one before, are needed")
+    return array
