@@ -15,7 +15,6 @@ import torch
 from ..configuration import check_known
 from ..errors import InputError, check_choice
 from ..images import OUTPUT_TYPES
-from ..outputs import Output
 from ..randomness import generators, randn_tensor
 from .adapt import as_pure
 from .base import DiffusionPipeline
@@ -45,8 +44,8 @@ class RunView:
     def __init__(self, pipeline: DenoisingPipeline, trajectory: Trajectory):
         self.__dict__.update(_view_of=pipeline, _trajectory=trajectory)
 
-    @property
-    def __class__(self):  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self._view_of)
 
     @property
@@ -91,7 +90,7 @@ class StepEvent:
         best = self.latents if self.pred_original_sample is None else self.pred_original_sample
         return self.pipeline.preview(best)
 
-    def decode(self, output_type: str = "pil") -> Output:
+    def decode(self, output_type: str = "pil") -> Any:
         """The full decoding of `latents`; after the last step this is the result of the run."""
         return self.pipeline.decode(self.trajectory, output_type, latents=self.latents)
 
@@ -117,11 +116,10 @@ class DenoisingPipeline(DiffusionPipeline):
         raise NotImplementedError
 
     def predict(self, sample: torch.Tensor, timestep: torch.Tensor, conditioning: dict, options: dict) -> torch.Tensor:
-        raise NotImplementedError
+        """The network's output for rows of x_t, (rows, channels, height, width), at t (0-d or one per row)."""
+        return getattr(self, self._network)(sample, timestep, return_dict=False, **conditioning, **options)[0]
 
-    def decode(
-        self, trajectory: Trajectory, output_type: str = "pil", *, latents: torch.Tensor | None = None
-    ) -> Output:
+    def decode(self, trajectory: Trajectory, output_type: str = "pil", *, latents: torch.Tensor | None = None) -> Any:
         raise NotImplementedError
 
     def preview(self, latents: torch.Tensor) -> list:

@@ -202,9 +202,6 @@ class StableDiffusionPipeline(DenoisingPipeline):
             negative_prompt_embeds = encode_clip(self.tokenizer, self.text_encoder, texts, place, max_length=tokens)
         return positive, negative_prompt_embeds.to(place, dtype).repeat_interleave(num_images_per_prompt, dim=0)
 
-    def predict(self, sample: torch.Tensor, timestep: torch.Tensor, conditioning: dict, options: dict) -> torch.Tensor:
-        return self.unet(sample, timestep, return_dict=False, **conditioning, **options)[0]
-
     @torch.no_grad()
     def decode(
         self, trajectory: Trajectory, output_type: str = "pil", *, latents: torch.Tensor | None = None
@@ -272,12 +269,9 @@ class StableDiffusionPipeline(DenoisingPipeline):
                 raise InputError(f"{name}_embeds is {found}; a tensor (batch, tokens, dim) is needed")
         if prompt is None and prompt_embeds is None:
             raise InputError("there is no prompt: give prompt (a string or a list of strings) or prompt_embeds")
-        both = prompt_embeds is not None and negative_prompt_embeds is not None
-        if both and prompt_embeds.shape != negative_prompt_embeds.shape:
-            raise InputError(
-                f"prompt_embeds {tuple(prompt_embeds.shape)} and negative_prompt_embeds "
-                f"{tuple(negative_prompt_embeds.shape)} must have the same shape"
-            )
+        shapes = [tuple(one.shape) for one in (prompt_embeds, negative_prompt_embeds) if one is not None]
+        if len(set(shapes)) > 1:
+            raise InputError(f"prompt_embeds {shapes[0]} and negative_prompt_embeds {shapes[1]} must be of one shape")
         return prompt_embeds
 
 

@@ -40,6 +40,12 @@ class UnconditionalPipeline(DenoisingPipeline):
     scheduler: Any
     model_cpu_offload_seq = "unet"
 
+    def __init__(self, unet: Any, scheduler: Any, id2label: dict[str, str] | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        if id2label is not None:
+            self.register_to_config(id2label=id2label)
+
     def _prepare(
         self,
         batch_size: int,
@@ -111,9 +117,6 @@ class UnconditionalPipeline(DenoisingPipeline):
             raise InputError("guidance_scale above 1 needs a UNet that was trained with a class for “no label”")
         return {"class_labels": torch.full_like(conditioning["class_labels"], classes - 1)}
 
-    def predict(self, sample: torch.Tensor, timestep: torch.Tensor, conditioning: dict, options: dict) -> torch.Tensor:
-        return self.unet(sample, timestep, return_dict=False, **conditioning, **options)[0]
-
     @torch.no_grad()
     def decode(
         self, trajectory: Trajectory, output_type: str = "pil", *, latents: torch.Tensor | None = None
@@ -133,12 +136,6 @@ class DDPMPipeline(UnconditionalPipeline):
 
     `unet`: `UNet2DModel`; `scheduler`: any scheduler; `id2label`: names of the classes, by their number.
     """
-
-    def __init__(self, unet: Any, scheduler: Any, id2label: dict[str, str] | None = None):
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-        if id2label is not None:
-            self.register_to_config(id2label=id2label)
 
     @torch.no_grad()
     def prepare(
@@ -171,10 +168,7 @@ class DDIMPipeline(UnconditionalPipeline):
     """
 
     def __init__(self, unet: Any, scheduler: Any, id2label: dict[str, str] | None = None):
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=DDIMScheduler.from_config(scheduler.config))
-        if id2label is not None:
-            self.register_to_config(id2label=id2label)
+        super().__init__(unet, DDIMScheduler.from_config(scheduler.config), id2label)
 
     @torch.no_grad()
     def prepare(
