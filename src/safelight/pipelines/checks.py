@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ def positive_int(what: str, value: Any) -> int:
 
 def real(what: str, value: Any) -> float:
     """`value` as a finite float, or an `InputError` that names it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"{what} is {value!r}; a finite number is needed")
     return float(value)
 

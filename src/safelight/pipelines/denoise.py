@@ -187,7 +187,7 @@ class DenoisingPipeline(DiffusionPipeline):
                     if returned.get(name) is not None and returned[name] is not tensor:
                         self._replace_tensor(trajectory, name, returned[name])
         result = self.decode(trajectory, output_type)
-        return result if return_dict else tuple(getattr(result, f.name) for f in fields(result))  # type: ignore[arg-type]
+        return result if return_dict else tuple(getattr(result, f.name) for f in fields(result))
 
     def film(self, *args: Any, frames: int = 8, **kwargs: Any) -> Film:
         """Make pictures and keep `frames` of the way from noise to picture; takes `prepare`'s arguments.
