@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from ..configuration import ConfigMixin, FrozenConfig, check_known
+from ..configuration import ConfigMixin, FrozenConfig, check_known, init_parameters
 from ..errors import InputError, check_choice
 from .familiar import FamiliarSurface, SchedulerOutput, shared
 from .noise import make_betas, signal_and_noise
@@ -93,16 +93,39 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
 
     order: ClassVar[int] = 1
     _compatibles = COMPATIBLE_NAMES
+    _arguments: ClassVar[tuple[str, ...]] = ()  # of the constructor, and of those of the bases
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        classes = [base for base in cls.__mro__ if "__init__" in base.__dict__]
+        cls._arguments = tuple(dict.fromkeys(name for base in classes for name in init_parameters(base)))
 
     def _set_up(self) -> None:
         """Check the config and make the tables of the training noise: `betas`, `alphas`, `alphas_cumprod`."""
-        config = self.config
-        check_choice("prediction_type", config["prediction_type"], PREDICTION_TYPES)
-        check_choice("timestep_spacing", config["timestep_spacing"], SPACINGS)
-        self.betas = make_betas(config)
+        self._check_settings()
+        self.betas = make_betas(self._settings)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
-        self._limit = limiter(config)
+
+    def _check_settings(self) -> None:
+        settings = self._settings
+        check_choice("prediction_type", settings["prediction_type"], PREDICTION_TYPES)
+        check_choice("timestep_spacing", settings["timestep_spacing"], SPACINGS)
+        self._limit = limiter(settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The config without the entries that it only carries for the way back to another class."""
+        config = self.config
+        return {name: config[name] for name in self._arguments if name in config}
+
+    def register_to_config(self, **values: Any) -> None:
+        """Change config entries in place, as training scripts do with `prediction_type`; the run follows."""
+        super().register_to_config(**values)
+        if "alphas_cumprod" in self.__dict__:
+            self._check_settings()
+            if self._active is not None:
+                self._active = self._again(self._active, self._active.options)
 
     @shared
     def plan(
@@ -148,6 +171,11 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
             options=FrozenConfig(options),
             grid=grid,
         )
+
+    def _again(self, plan: Plan, options: Mapping[str, Any]) -> Plan:
+        """`plan` made anew, with these options and the present config."""
+        again = self._assemble(plan.grid, dict(options), plan.timesteps.device)
+        return again.start_at(plan.begin) if plan.begin else again
 
     def initial_state(self, plan: Plan) -> Any:
         """What the solver remembers before its first step (None for those that remember nothing)."""
@@ -212,10 +240,11 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
 
     def _grid(self, steps: int, corrected: bool) -> Grid:
         """`steps` integer training timesteps, for solvers that step between them."""
-        train, offset = len(self), self.config["steps_offset"]
+        settings = self._settings
+        train, offset = len(self), settings["steps_offset"]
         if steps > train:
             raise InputError(f"num_inference_steps is {steps}; at most num_train_timesteps={train} are possible")
-        times = spaced(self.config["timestep_spacing"], train, steps, offset, corrected).round().astype(np.int64)
+        times = spaced(settings["timestep_spacing"], train, steps, offset, corrected).round().astype(np.int64)
         if times.max() >= train:
             raise InputError(
                 f"{steps} steps with steps_offset={offset} reach timestep {times.max()}, but the last one trained is "

@@ -193,8 +193,7 @@ class FamiliarSurface:
         if all(run.options.get(name, run) == value for name, value in options.items()):
             return run
         check_known(f"{type(self).__name__}.step", options, (*self.options, *self._step_arguments))
-        again = self._assemble(run.grid, {**run.options, **options})  # type: ignore[attr-defined]
-        self._active = again.start_at(run.begin) if run.begin else again
+        self._active = self._again(run, {**run.options, **options})  # type: ignore[attr-defined]
         return self._active
 
     def _locate(self, plan: Plan, timestep: Any) -> int | None:
@@ -208,6 +207,7 @@ class FamiliarSurface:
             if self._begin_index is not None:
                 return self._begin_index
             expected = 0
+        times = plan.times
         if isinstance(timestep, torch.Tensor):
             table = self.timesteps
             offset = timestep.data_ptr() - table.data_ptr()
@@ -215,8 +215,8 @@ class FamiliarSurface:
                 return offset // table.itemsize
             if timestep.numel() != 1:
                 raise InputError(f"timestep has shape {tuple(timestep.shape)}; step takes one timestep for all rows")
+            times = tuple(torch.tensor(times).to(timestep.dtype).tolist()) if timestep.itemsize < 4 else times
             timestep = timestep.item()
-        times = plan.times
         if expected < len(times) and times[expected] == timestep:
             return expected
         if isinstance(timestep, int) and isinstance(times[0], float):
@@ -234,10 +234,11 @@ class FamiliarSurface:
             f"{type(self).__name__}.timesteps"
         )
 
-    def index_for_timestep(self, timestep: Any) -> int:
-        """The evaluation at `timestep`; the second one where it stands twice."""
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
+        """The evaluation at `timestep` (of the run, or of another timetable); the second one where it stands twice."""
         value = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
-        found = [i for i, time in enumerate(self._run().times) if time == value]
+        times = self._run().times if schedule_timesteps is None else schedule_timesteps.tolist()
+        found = [i for i, time in enumerate(times) if time == value]
         if not found:
             self._off_timetable(self._run(), value)
         return found[1] if len(found) > 1 else found[0]

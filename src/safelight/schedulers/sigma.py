@@ -13,9 +13,12 @@ from .base import Grid, Plan, Scheduler
 from .prediction import Reading, reading
 from .spacing import chosen_grid, sigma_to_t, spaced
 
-_INTERPOLATIONS = ("linear", "log_linear")
-_TIMESTEP_TYPES = ("discrete", "continuous")
-_FINAL_SIGMAS = ("zero", "sigma_min")
+# What the config entries of these solvers may be; the first is what a solver without the entry does.
+_CHOICES = {
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
 
 
 class SigmaScheduler(Scheduler):
@@ -28,14 +31,16 @@ class SigmaScheduler(Scheduler):
     custom = ("timesteps", "sigmas")
 
     def _set_up(self) -> None:
-        config = self.config
-        chosen_grid(config)
-        check_choice("interpolation_type", config.get("interpolation_type", "linear"), _INTERPOLATIONS)
-        check_choice("timestep_type", config.get("timestep_type", "discrete"), _TIMESTEP_TYPES)
-        check_choice("final_sigmas_type", config.get("final_sigmas_type", "zero"), _FINAL_SIGMAS)
         super()._set_up()
-        if config.get("rescale_betas_zero_snr"):
+        if self._settings.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # zero would make the first σ infinite
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        settings = self._settings
+        chosen_grid(settings)
+        for name, choices in _CHOICES.items():
+            check_choice(name, settings.get(name, choices[0]), choices)
 
     @property
     def sigmas(self) -> torch.Tensor:
@@ -48,18 +53,17 @@ class SigmaScheduler(Scheduler):
     @property
     def _continuous(self) -> bool:
         """Whether the network is told log(σ)/4 instead of a training timestep (EDM's v-prediction networks)."""
-        config = self.config
-        return config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction"
+        settings = self._settings
+        return settings.get("timestep_type") == "continuous" and settings["prediction_type"] == "v_prediction"
 
     def _training_grid(self, corrected: bool) -> Grid:
         sigmas = np.append(self._training_sigmas()[::-1], np.float32(0))
         return self._told(np.arange(len(self))[::-1], sigmas, len(self), corrected)
 
     def _grid(self, steps: int, corrected: bool) -> Grid:
-        config = self.config
-        times = spaced(config["timestep_spacing"], len(self), steps, config["steps_offset"], corrected)
-        rounded = times if config["timestep_spacing"] == "linspace" else times.round()
-        return self._sigmas_at(rounded, steps, corrected)
+        settings = self._settings
+        times = spaced(settings["timestep_spacing"], len(self), steps, settings["steps_offset"], corrected)
+        return self._sigmas_at(times, steps, corrected)
 
     def _custom_grid(
         self, corrected: bool, timesteps: np.ndarray | None = None, sigmas: np.ndarray | None = None
@@ -70,7 +74,7 @@ class SigmaScheduler(Scheduler):
                 raise InputError(f"sigmas are {sigmas.tolist()}; at least two are needed, the last of them ≥ 0")
             return self._told(sigma_to_t(sigmas[:-1], training), sigmas, len(sigmas) - 1, corrected, exact=True)
         assert timesteps is not None
-        if chosen_grid(self.config) or self._continuous:
+        if chosen_grid(self._settings) or self._continuous:
             raise InputError("custom timesteps contradict a config that derives timesteps from its sigmas; pass sigmas")
         if timesteps[-1] < 0 or timesteps[0] > len(self) - 1:
             raise InputError(f"timesteps are {timesteps.tolist()}; numbers in [0, {len(self) - 1}] are needed")
@@ -78,20 +82,23 @@ class SigmaScheduler(Scheduler):
 
     def _sigmas_at(self, times: np.ndarray, steps: int, corrected: bool) -> Grid:
         """The grid that the config asks for, through `times` or between the σ of the first and the last of them."""
-        config, training = self.config, self._training_sigmas()
+        settings, training = self._settings, self._training_sigmas()
         times = times.astype(np.float32)
         sigmas = np.interp(times, np.arange(len(training)), training)
-        if config.get("interpolation_type") == "log_linear":
+        if settings.get("interpolation_type") == "log_linear":
             ends = np.log(training[[-1, 0]])
             count = steps if corrected else steps + 1
             sigmas = torch.linspace(ends[0], ends[1], count).exp().numpy().astype(np.float64)
             times = sigma_to_t(sigmas, training) if corrected else times
-        make = chosen_grid(config)
+        make = chosen_grid(settings)
         if make is not None:
-            low, high = config.get("sigma_min"), config.get("sigma_max")
-            sigmas = make(sigmas[-1] if low is None else low, sigmas[0] if high is None else high, steps)
+            low, high = settings.get("sigma_min"), settings.get("sigma_max")
+            low, high = sigmas[-1] if low is None else low, sigmas[0] if high is None else high
+            if not 0 < low <= high:
+                raise InputError(f"sigmas are to go from {high} down to {low}; sigma_min must be positive and smaller")
+            sigmas = make(low, high, steps)
             times = sigma_to_t(sigmas, training)
-        final = training[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0
+        final = training[0] if settings.get("final_sigmas_type") == "sigma_min" else 0.0
         return self._told(times, np.append(sigmas, final), steps, corrected)
 
     def _told(self, times: np.ndarray, sigmas: np.ndarray, steps: int, corrected: bool, exact: bool = False) -> Grid:
@@ -109,12 +116,13 @@ class SigmaScheduler(Scheduler):
     def _first_sigma(self, grid: Grid) -> float:
         assert grid.sigmas is not None
         largest = float(grid.sigmas.max())
-        return largest if self.config["timestep_spacing"] in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
+        return largest if self._settings["timestep_spacing"] in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
 
     def _reading(self, sigma: float) -> Reading:
         """How x₀ and ε follow from x = x₀ + σ·ε and the output of a network that saw x/√(σ² + 1)."""
         alpha = (sigma**2 + 1) ** -0.5
-        return Reading(*(mix.of_scaled(alpha) for mix in reading(self.config["prediction_type"], alpha, sigma * alpha)))
+        scaled = reading(self.config["prediction_type"], alpha, sigma * alpha)
+        return Reading(scaled.x0.of_scaled(alpha), scaled.eps.of_scaled(alpha))
 
     def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
         """x/√(σ² + 1) at evaluation `i`."""

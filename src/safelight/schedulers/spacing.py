@@ -59,8 +59,6 @@ def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
 
 def exponential(low: float, high: float, steps: int) -> np.ndarray:
     """Sigmas that are linear in log σ, descending from `high` to `low`."""
-    if not low > 0:
-        raise InputError(f"exponential sigmas need a positive smallest sigma, not {low}; set sigma_min")
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 
