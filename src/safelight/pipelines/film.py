@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Film:
-    """Frames of a run from noise to picture, with their labels, and the final `images` (PIL)."""
+    """Frames of a run from noise to picture, with their labels, and the `result` that the pipeline's call returns."""
 
     frames: list[Image.Image]
     labels: list[str]
-    images: list[Image.Image]
+    result: Any
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The final pictures (PIL)."""
+        return self.result.images
 
     def strip(self) -> Image.Image:
         """All frames beside each other, each with its step under it."""
@@ -50,14 +56,21 @@ def record(pipeline: DenoisingPipeline, frames: int, *args: Any, **kwargs: Any) 
     trajectory = pipeline.prepare(*args, **kwargs)
     total = len(trajectory.plan)
     keep = {round((k + 1) * total / count) - 1 for k in range(count)}
-    pictures, labels = [_as_one(pipeline.decode(trajectory).images)], ["noise"]
-    final: list[Image.Image] = []
+    result = pipeline.decode(trajectory)
+    pictures, labels = [_as_one(result.images)], ["noise"]
     for event in pipeline._run(trajectory):
         if event.index in keep or event.index == total - 1:
-            final = event.decode().images
-            pictures.append(_as_one(final))
+            result = event.decode()
+            pictures.append(_as_one(result.images))
             labels.append(f"step {event.index + 1} of {total}")
-    return Film(pictures, labels, final)
+    return Film(pictures, labels, result)
+
+
+def together(films: Sequence[Film]) -> Film:
+    """Films of as many frames each, shown side by side as one; its `result` is that of the last."""
+    first = films[0]
+    frames = [_as_one(list(frames)) for frames in zip(*(film.frames for film in films), strict=True)]
+    return Film(frames, first.labels, films[-1].result)
 
 
 def _as_one(images: list[Image.Image]) -> Image.Image:
