@@ -90,7 +90,7 @@ class CLIPImageProcessor(TransformersConfig):
         config = self.config
         picture = _picture(image)
         if config.do_convert_rgb:
-            picture = picture.convert("RGB")
+            picture = _on_white(picture)
         if config.do_resize:
             picture = picture.resize(self._resized(picture.width, picture.height), resample=config.resample)
         pixels = np.array(picture)
@@ -123,6 +123,14 @@ def _picture(image: Any) -> Image.Image:
     if array.dtype != np.uint8:
         array = (array.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(array)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """RGB, what is transparent over white."""
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
 
 
 def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
