@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import InputError, check_choice
+from ..errors import ConfigError, InputError, check_choice, nearest
+from .resnet import group_norm
 
 
 def attention(
@@ -18,12 +22,20 @@ def attention(
     mask: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ · scale + mask) v (Vaswani et al. 2017, eq. 1) for (B, heads, tokens, dim); `scale` is dim^−1/2 if None."""
+    """softmax(q kᵀ · scale + mask) v for (B, heads, tokens, dim) (Vaswani et al. 2017, eq. 1); scale dim^−1/2."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, tokens, heads·dim) -> (B, heads, tokens, dim)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 class AttnProcessor:
-    """What an `Attention` does unless it is given another processor; it keeps nothing, so one serves all."""
+    """What an `Attention` does unless it is given another processor. It keeps nothing, so one serves all threads.
+
+    The fused kernel adds up in float32 at any precision: `upcast_attention` and `upcast_softmax` have no effect here.
+    """
 
     def __call__(
         self,
@@ -33,38 +45,64 @@ class AttnProcessor:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend from `hidden_states`, (B, tokens, C) or (B, C, H, W), to `encoder_hidden_states` (B, tokens, D) or itself."""
-        residual, shape = hidden_states, hidden_states.shape
-        if len(shape) == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        q = attn.split_heads(attn.to_q(hidden_states))
-        k, v = attn.split_heads(attn.to_k(context)), attn.split_heads(attn.to_v(context))
-        if attention_mask is not None:
-            rows, target = len(hidden_states), k.shape[2]
-            attention_mask = attn.prepare_attention_mask(attention_mask, target, rows)
-            attention_mask = attention_mask.view(rows, attn.heads, -1, attention_mask.shape[-1])
-        if attn.upcast_attention and q.dtype != torch.float32:
-            q, k = q.float(), k.float()
-        out = attention(q, k, v.to(q.dtype), attention_mask, attn.scale).to(hidden_states.dtype)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-        if len(shape) == 4:
-            out = out.transpose(1, 2).reshape(shape)
-        if attn.residual_connection:
-            out = out + residual
-        return out if attn.rescale_output_factor == 1.0 else out / attn.rescale_output_factor
+        """Attend from (B, tokens, C) or (B, C, H, W) to `encoder_hidden_states` (B, keys, D), or to itself.
+
+        `attention_mask` (B or B·heads, 1 or tokens, keys) is added to the scores.
+        """
+        residual = hidden_states
+        x = attn.normed_tokens(hidden_states)
+        context = x if encoder_hidden_states is None else attn.normed_context(encoder_hidden_states)
+        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context)))
+        return attn.finish(attention(q, k, v, attn.per_head(attention_mask, len(x)), attn.scale), residual)
+
+
+class AttnAddedKVProcessor:
+    """Attention of pixels to text and to each other in one softmax (for `added_kv_proj_dim`)."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, C, H, W) to `encoder_hidden_states` (B, keys, added_kv_proj_dim); `attention_mask` is over those keys."""
+        x = attn.normed_tokens(hidden_states)
+        context = hidden_states.flatten(2).transpose(1, 2)
+        if encoder_hidden_states is not None:
+            context = attn.normed_context(encoder_hidden_states)
+        keys, values = [attn.add_k_proj(context)], [attn.add_v_proj(context)]
+        if not attn.only_cross_attention:
+            keys.append(attn.to_k(x))
+            values.append(attn.to_v(x))
+        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1)))
+        mask = attn.per_head(attention_mask, len(x))
+        if mask is not None:
+            mask = F.pad(mask, (0, k.shape[2] - mask.shape[-1]))
+        return attn.finish(attention(q, k, v, mask, attn.scale), hidden_states)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(call: Callable[..., Any]) -> frozenset[str] | None:
+    parameters = inspect.signature(call).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if takes_all else frozenset(parameters)
+
+
+def takes(processor: Any, name: str) -> bool:
+    """Whether the call of `processor` has a parameter `name`, or takes any."""
+    kind = type(processor)
+    call = kind.forward if kind.__call__ is nn.Module.__call__ else kind.__call__
+    known = _parameters(processor if inspect.isroutine(processor) else call)
+    return known is None or name in known
 
 
 class Attention(nn.Module):
-    """Multi-head attention over tokens or over the positions of a feature map.
+    """Multi-head attention over tokens, or over the positions of a feature map.
 
-    `query_dim` C, `cross_attention_dim` D (None: self-attention), `heads` of `dim_head`. With `norm_num_groups` a group norm
-    comes first and with `residual_connection` the input is added, as spatial self-attention wants. The computation is in
-    `processor`, called as `processor(attn, hidden_states, encoder_hidden_states=…, attention_mask=…, temb=…, **kwargs)`.
+    `query_dim` C, `cross_attention_dim` D (None: self-attention), `heads` of `dim_head`. With `norm_num_groups` a group
+    norm comes first, and with `residual_connection` the input is added, as spatial self-attention wants. `processor`
+    does the work: `processor(attn, hidden_states, encoder_hidden_states=…, attention_mask=…, **cross_attention_kwargs)`.
     """
 
     def __init__(
@@ -79,34 +117,51 @@ class Attention(nn.Module):
         upcast_softmax: bool = False,
         cross_attention_norm: str | None = None,
         cross_attention_norm_num_groups: int = 32,
+        added_kv_proj_dim: int | None = None,
         norm_num_groups: int | None = None,
         out_bias: bool = True,
         scale_qk: bool = True,
+        only_cross_attention: bool = False,
         eps: float = 1e-5,
         rescale_output_factor: float = 1.0,
         residual_connection: bool = False,
         processor: Any = None,
     ):
         super().__init__()
-        inner, context = heads * dim_head, cross_attention_dim or query_dim
+        if only_cross_attention and added_kv_proj_dim is None:
+            raise ConfigError("only_cross_attention leaves no keys unless there is an added_kv_proj_dim")
+        inner, context = heads * dim_head, query_dim if cross_attention_dim is None else cross_attention_dim
         self.heads, self.scale = heads, dim_head**-0.5 if scale_qk else 1.0
         self.query_dim, self.inner_dim, self.cross_attention_dim = query_dim, inner, context
         self.is_cross_attention = cross_attention_dim is not None
         self.upcast_attention, self.upcast_softmax = upcast_attention, upcast_softmax
-        self.residual_connection, self.rescale_output_factor = residual_connection, rescale_output_factor
-        self.group_norm = nn.GroupNorm(norm_num_groups, query_dim, eps) if norm_num_groups else None
-        self.spatial_norm: nn.Module | None = None
-        check_choice("cross_attention_norm", cross_attention_norm, (None, "layer_norm", "group_norm"))
+        self.added_kv_proj_dim, self.only_cross_attention = added_kv_proj_dim, only_cross_attention
+        # Attention to added keys is always a residual branch.
+        self.residual_connection = residual_connection or added_kv_proj_dim is not None
+        self.rescale_output_factor = rescale_output_factor
+        self.group_norm = None if norm_num_groups is None else group_norm(norm_num_groups, query_dim, eps)
+        # Processors written elsewhere ask for these.
+        self.spatial_norm = self.norm_q = self.norm_k = None
         self.norm_cross: nn.Module | None = None
+        width = context if added_kv_proj_dim is None else added_kv_proj_dim
         if cross_attention_norm == "layer_norm":
             self.norm_cross = nn.LayerNorm(context)
         elif cross_attention_norm == "group_norm":
-            self.norm_cross = nn.GroupNorm(cross_attention_norm_num_groups, context, eps=1e-5)
+            self.norm_cross = group_norm(
+                cross_attention_norm_num_groups, width, 1e-5, "cross_attention_norm_num_groups"
+            )
+        elif cross_attention_norm is not None:
+            check_choice("cross_attention_norm", cross_attention_norm, ("layer_norm", "group_norm"))
         self.to_q = nn.Linear(query_dim, inner, bias=bias)
-        self.to_k = nn.Linear(context, inner, bias=bias)
-        self.to_v = nn.Linear(context, inner, bias=bias)
+        self.to_k: Any = None if only_cross_attention else nn.Linear(context, inner, bias=bias)
+        self.to_v: Any = None if only_cross_attention else nn.Linear(context, inner, bias=bias)
+        self.add_k_proj: Any = None if added_kv_proj_dim is None else nn.Linear(added_kv_proj_dim, inner)
+        self.add_v_proj: Any = None if added_kv_proj_dim is None else nn.Linear(added_kv_proj_dim, inner)
         self.to_out = nn.ModuleList([nn.Linear(inner, query_dim, bias=out_bias), nn.Dropout(dropout)])
-        self.processor = processor or DEFAULT_PROCESSOR
+        self.processor = processor or self.default_processor()
+
+    def default_processor(self) -> Any:
+        return DEFAULT_PROCESSOR if self.added_kv_proj_dim is None else ADDED_KV_PROCESSOR
 
     def forward(
         self,
@@ -115,6 +170,10 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **cross_attention_kwargs: Any,
     ) -> torch.Tensor:
+        """Hand everything to the processor; of `cross_attention_kwargs`, what its signature names."""
+        if cross_attention_kwargs:
+            given = cross_attention_kwargs.items()
+            cross_attention_kwargs = {name: value for name, value in given if takes(self.processor, name)}
         return self.processor(
             self,
             hidden_states,
@@ -123,34 +182,57 @@ class Attention(nn.Module):
             **cross_attention_kwargs,
         )
 
-    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, tokens, heads·dim) -> (B, heads, tokens, dim)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    # The parts that the default processors are made of.
+    def normed_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, tokens, C) or (B, C, H, W) -> (B, tokens, C), behind the group norm if there is one."""
+        if x.ndim == 4:
+            return (x if self.group_norm is None else self.group_norm(x)).flatten(2).transpose(1, 2)
+        return x if self.group_norm is None else self.group_norm(x.transpose(1, 2)).transpose(1, 2)
 
-    # What processors written elsewhere call.
+    def normed_context(self, context: torch.Tensor) -> torch.Tensor:
+        return context if self.norm_cross is None else self.norm_encoder_hidden_states(context)
+
+    def per_head(self, mask: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+        """A mask (B or B·heads, 1 or tokens, keys) as (B, 1 or heads, 1 or tokens, keys)."""
+        if mask is None:
+            return None
+        return mask[:, None] if len(mask) <= batch else mask.unflatten(0, (batch, self.heads))
+
+    def finish(self, out: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """(B, heads, tokens, dim) -> the shape of `residual`: projection, residual connection, rescaling."""
+        out = self.to_out[1](self.to_out[0](out.transpose(1, 2).flatten(2)))
+        if residual.ndim == 4:
+            out = out.transpose(1, 2).reshape(residual.shape)
+        if self.residual_connection:
+            out = out + residual
+        return out if self.rescale_output_factor == 1.0 else out / self.rescale_output_factor
+
+    # The parts that processors written elsewhere are made of.
     def get_processor(self) -> Any:
         return self.processor
 
     def set_processor(self, processor: Any) -> None:
+        """Put `processor` in place; one that is a module brings its parameters with it, and takes them away again."""
+        self._modules.pop("processor", None)
         self.processor = processor
 
-    def head_to_batch_dim(self, x: torch.Tensor, out_dim: int = 3) -> torch.Tensor:
+    def head_to_batch_dim(self, tensor: torch.Tensor, out_dim: int = 3) -> torch.Tensor:
         """(B, tokens, heads·dim) -> (B·heads, tokens, dim), or (B, heads, tokens, dim) with `out_dim` 4."""
-        split = self.split_heads(x)
+        split = split_heads(tensor.flatten(1, 2) if tensor.ndim == 4 else tensor, self.heads)
         return split.flatten(0, 1) if out_dim == 3 else split
 
-    def batch_to_head_dim(self, x: torch.Tensor) -> torch.Tensor:
+    def batch_to_head_dim(self, tensor: torch.Tensor) -> torch.Tensor:
         """(B·heads, tokens, dim) -> (B, tokens, heads·dim)."""
-        return x.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+        return tensor.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
 
     def get_attention_scores(
         self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """softmax(q kᵀ · scale + mask) for (B·heads, tokens, dim): (B·heads, tokens, keys)."""
+        """softmax(q kᵀ · scale + mask) for (B·heads, tokens, dim): probabilities (B·heads, tokens, keys)."""
         dtype = query.dtype
         if self.upcast_attention:
             query, key = query.float(), key.float()
-        scores = torch.matmul(query, key.transpose(-1, -2)) * self.scale
+        scores = torch.matmul(query * self.scale, key.transpose(-1, -2))
         if attention_mask is not None:
             scores = scores + attention_mask
         return (scores.float() if self.upcast_softmax else scores).softmax(dim=-1).to(dtype)
@@ -158,49 +240,78 @@ class Attention(nn.Module):
     def prepare_attention_mask(
         self, attention_mask: torch.Tensor | None, target_length: int, batch_size: int, out_dim: int = 3
     ) -> torch.Tensor | None:
-        """An additive mask (B, 1 or tokens, keys) repeated for each head: (B·heads, …), or (B, heads, …) with `out_dim` 4."""
+        """An additive mask (B, 1 or tokens, keys), once for each head: (B·heads, …), or (B, heads, …) with `out_dim` 4.
+
+        One that is not `target_length` long gets that many zeros behind it, for keys that come after the masked ones.
+        """
         if attention_mask is None:
             return None
         if attention_mask.shape[-1] != target_length:
             attention_mask = F.pad(attention_mask, (0, target_length))
         if out_dim == 4:
-            return attention_mask.unsqueeze(1).repeat_interleave(self.heads, dim=1)
-        if attention_mask.shape[0] < batch_size * self.heads:
-            attention_mask = attention_mask.repeat_interleave(self.heads, dim=0)
+            return attention_mask[:, None].repeat_interleave(self.heads, dim=1)
+        if len(attention_mask) < batch_size * self.heads:
+            return attention_mask.repeat_interleave(self.heads, dim=0)
         return attention_mask
 
     def norm_encoder_hidden_states(self, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, keys, D) behind `cross_attention_norm`."""
         if isinstance(self.norm_cross, nn.GroupNorm):
             return self.norm_cross(encoder_hidden_states.transpose(1, 2)).transpose(1, 2)
-        assert self.norm_cross is not None
+        if self.norm_cross is None:
+            raise ConfigError("this attention was built without cross_attention_norm")
         return self.norm_cross(encoder_hidden_states)
 
 
-DEFAULT_PROCESSOR = AttnProcessor()
-AttnProcessor2_0 = AttnProcessor
+DEFAULT_PROCESSOR, ADDED_KV_PROCESSOR = AttnProcessor(), AttnAddedKVProcessor()
 
 
 class AttentionSeam:
     """For models: look at, and replace, what each `Attention` in them does."""
 
+    def _attentions(self) -> dict[str, Attention]:
+        modules = self.named_modules()  # type: ignore[attr-defined]
+        return {f"{name}.processor": module for name, module in modules if isinstance(module, Attention)}
+
     @property
     def attn_processors(self) -> dict[str, Any]:
-        """Every attention's processor, by its module's name with `.processor` behind it."""
-        modules = self.named_modules()  # type: ignore[attr-defined]
-        return {f"{name}.processor": module.processor for name, module in modules if isinstance(module, Attention)}
+        """Every attention's processor, by the name of the attention with `.processor` behind it."""
+        return {name: module.processor for name, module in self._attentions().items()}
 
-    def set_attn_processor(self, processor: Any) -> None:
-        """Give one processor to every attention, or a dict as `attn_processors` has it; raises `InputError` if names differ."""
-        current = self.attn_processors
-        wanted = processor if isinstance(processor, dict) else dict.fromkeys(current, processor)
-        if set(wanted) != set(current):
-            odd = sorted(set(wanted) ^ set(current))
-            raise InputError(f"the processors given do not match the {len(current)} attentions of the model: {odd[:5]}")
-        for name, one in wanted.items():
-            self.get_submodule(name.removesuffix(".processor")).processor = one  # type: ignore[attr-defined]
+    def set_attn_processor(self, processor: Any | Mapping[str, Any]) -> None:
+        """Give one processor to every attention, or each its own by a dict with the names of `attn_processors`.
+
+        Raises `InputError`, and changes nothing, if the dict's names are not exactly those.
+        """
+        attentions = self._attentions()
+        wanted = processor if isinstance(processor, Mapping) else dict.fromkeys(attentions, processor)
+        for name in (*wanted, *attentions):
+            if name not in attentions:
+                raise InputError(f"there is no attention {name!r}; {nearest(name, attentions)}")
+            if name not in wanted:
+                raise InputError(f"no processor was given for {name!r}: {len(wanted)} for {len(attentions)} attentions")
+        for name, module in attentions.items():
+            module.set_processor(wanted[name])
 
     def set_default_attn_processor(self) -> None:
-        self.set_attn_processor(DEFAULT_PROCESSOR)
+        for module in self._attentions().values():
+            module.set_processor(module.default_processor())
 
-    def set_attention_slice(self, slice_size: Any = "auto") -> None:
-        """Accepted for scripts' sake: fused attention never holds the matrix that slicing would save."""
+    def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
+        """Accepted for scripts' sake: the fused kernel never holds the matrix of scores that slices would cut up."""
+        sizes = slice_size if isinstance(slice_size, list) else [slice_size]
+        if not all(size in ("auto", "max", None) or (isinstance(size, int) and size > 0) for size in sizes):
+            raise InputError(f'slice_size is {slice_size!r}, but "auto", "max", a positive number or None is needed')
+
+    def check_cross_attention_kwargs(self, arguments: Mapping[str, Any] | None) -> None:
+        """Raise `InputError` for one of `cross_attention_kwargs` that no processor of the model takes.
+
+        `scale`, the strength of adapters, may always stand there.
+        """
+        processors = self.attn_processors.values() if arguments else ()
+        for name in arguments or ():
+            if name != "scale" and not any(takes(processor, name) for processor in processors):
+                kinds = sorted({type(processor).__name__ for processor in processors})
+                raise InputError(
+                    f"cross_attention_kwargs has {name!r}, which no processor takes; they are {', '.join(kinds)}"
+                )

@@ -1,4 +1,4 @@
-"""Embeddings of time."""
+"""Embeddings of time, and of what is added to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import torch
 from torch import nn
 
-from .resnet import activation
+from ..errors import ConfigError, InputError
+from .activations import activation
+from .attention import attention, split_heads
 
 
 def timestep_embedding(
@@ -18,19 +20,26 @@ def timestep_embedding(
     scale: float = 1,
     max_period: int = 10000,
 ) -> torch.Tensor:
-    """Sinusoids of t (B,), in the units the model was trained with (usually [0, 1000]): (B, embedding_dim), float32.
+    """Sinusoids of t (B,), in the units the model was trained with (mostly [0, 1000]): (B, embedding_dim), float32.
 
-    Ho et al. 2020 after Vaswani et al. 2017: [sin(t f), cos(t f)] with f = max_period^(−k / (dim/2 − shift)).
+    Ho et al. 2020, after Vaswani et al. 2017, section 3.5: [sin(t f), cos(t f)], or the reverse if `flip_sin_to_cos`,
+    with f_k = max_period^(−k / (embedding_dim/2 − downscale_freq_shift)). Raises `InputError` unless t is 1-D.
     """
+    if timesteps.ndim != 1:
+        raise InputError(f"timesteps have the shape {tuple(timesteps.shape)}, but one dimension is needed")
     half = embedding_dim // 2
     exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = scale * timesteps[:, None].float() * torch.exp(exponent / (half - downscale_freq_shift))[None]
-    parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
-    return nn.functional.pad(torch.cat(parts, dim=-1), (0, embedding_dim % 2))
+    angles = scale * (timesteps[:, None].float() * torch.exp(exponent / (half - downscale_freq_shift)))
+    return _sin_cos(angles, flip_sin_to_cos, odd=embedding_dim % 2)
+
+
+def _sin_cos(angles: torch.Tensor, flip: bool, odd: int = 0) -> torch.Tensor:
+    parts = [angles.cos(), angles.sin()] if flip else [angles.sin(), angles.cos()]
+    return nn.functional.pad(torch.cat(parts, dim=-1), (0, odd))
 
 
 class Timesteps(nn.Module):
-    """`timestep_embedding` as a module without parameters."""
+    """`timestep_embedding` as a module; it has no parameters."""
 
     def __init__(self, num_channels: int, flip_sin_to_cos: bool, downscale_freq_shift: float, scale: float = 1):
         super().__init__()
@@ -38,13 +47,15 @@ class Timesteps(nn.Module):
         self.downscale_freq_shift, self.scale = downscale_freq_shift, scale
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        return timestep_embedding(
-            timesteps, self.num_channels, self.flip_sin_to_cos, self.downscale_freq_shift, self.scale
-        )
+        shift, scale = self.downscale_freq_shift, self.scale
+        return timestep_embedding(timesteps, self.num_channels, self.flip_sin_to_cos, shift, scale)
 
 
 class GaussianFourierProjection(nn.Module):
-    """Random Fourier features of log t (Song et al. 2021, "Score-Based Generative Modeling through SDEs"), (B, 2·size)."""
+    """Random Fourier features of t (B,), or of log t if `log`: (B, 2·embedding_size) (Song et al. 2021, NCSN++).
+
+    The frequencies are drawn once, with deviation `scale`, and are part of the weights, but never trained.
+    """
 
     def __init__(self, embedding_size: int = 256, scale: float = 1.0, log: bool = True, flip_sin_to_cos: bool = False):
         super().__init__()
@@ -52,14 +63,15 @@ class GaussianFourierProjection(nn.Module):
         self.log, self.flip_sin_to_cos = log, flip_sin_to_cos
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        x = torch.log(timesteps) if self.log else timesteps
-        angles = x[:, None] * self.weight[None] * 2 * math.pi
-        parts = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
-        return torch.cat(parts, dim=-1)
+        t = torch.log(timesteps) if self.log else timesteps
+        return _sin_cos(t[:, None] * self.weight * 2 * math.pi, self.flip_sin_to_cos)
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers from sinusoids to the embedding that residual blocks add."""
+    """Two linear layers: (B, in_channels) -> (B, time_embed_dim), the embedding that residual blocks take.
+
+    `cond_proj_dim`: the width of a condition that is projected and added to the input (a guidance scale, say).
+    """
 
     def __init__(
         self,
@@ -75,10 +87,47 @@ class TimestepEmbedding(nn.Module):
         self.cond_proj = nn.Linear(cond_proj_dim, in_channels, bias=False) if cond_proj_dim is not None else None
         self.act = activation(act_fn)
         self.linear_2 = nn.Linear(time_embed_dim, out_dim or time_embed_dim)
-        self.post_act = activation(post_act_fn) if post_act_fn is not None else None
+        self.post_act = activation(post_act_fn, "timestep_post_act") if post_act_fn is not None else None
 
     def forward(self, sample: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        if condition is not None and self.cond_proj is not None:
+        """Raises `InputError` for a condition that the module has no projection for."""
+        if condition is not None:
+            if self.cond_proj is None:
+                raise InputError("timestep_cond was given, but the model was built without time_cond_proj_dim")
             sample = sample + self.cond_proj(condition)
         sample = self.linear_2(self.act(self.linear_1(sample)))
         return sample if self.post_act is None else self.post_act(sample)
+
+
+class AttentionPooling(nn.Module):
+    """One vector for a sequence: its mean asks, the mean and the tokens answer (as in CLIP's image encoders)."""
+
+    def __init__(self, num_heads: int, embed_dim: int):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ConfigError(f"addition_embed_type_num_heads is {num_heads}, but it must divide the width {embed_dim}")
+        self.num_heads = num_heads
+        self.positional_embedding = nn.Parameter(torch.randn(1, embed_dim) / embed_dim**0.5)
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=1, keepdim=True) + self.positional_embedding.to(x.dtype)
+        x = torch.cat([mean, x], dim=1)
+        q, k, v = (split_heads(y, self.num_heads) for y in (self.q_proj(mean), self.k_proj(x), self.v_proj(x)))
+        return attention(q, k, v).transpose(1, 2).flatten(1)
+
+
+class TextTimeEmbedding(nn.Module):
+    """Text states (B, tokens, encoder_dim) pooled to an addition to the time embedding, (B, time_embed_dim)."""
+
+    def __init__(self, encoder_dim: int, time_embed_dim: int, num_heads: int = 64):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(encoder_dim)
+        self.pool = AttentionPooling(num_heads, encoder_dim)
+        self.proj = nn.Linear(encoder_dim, time_embed_dim)
+        self.norm2 = nn.LayerNorm(time_embed_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm2(self.proj(self.pool(self.norm1(x))))
