@@ -2,45 +2,182 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..configuration import ConfigMixin, read_json, write_atomically
+from ..configuration import ConfigMixin, check_known, init_parameters, read_json
+from ..errors import ConfigError, RepositoryError
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound="ModelMixin")
+
+# What scripts pass to other libraries for things that happen here anyway.
+WITHOUT_EFFECT = ("low_cpu_mem_usage", "device_map", "offload_folder", "offload_state_dict", "max_memory", "proxies")
 
 
 class ModelMixin(nn.Module, ConfigMixin):
-    """Base of the networks."""
+    """Base of the networks, ours and scripts' own.
+
+    A subclass decorates its `__init__` with `register_to_config`. `from_pretrained` builds it on the meta device,
+    without memory or random numbers, and puts the file's tensors in place; what a constructor computes and no file
+    holds (non-persistent buffers) is then computed by building it once for real, so such buffers are best avoided.
+    """
 
     config_name = "config.json"
     _weights_name: ClassVar[str] = "diffusion_pytorch_model"
+    # (pattern, replacement) for old spellings of keys, and patterns of keys that are harmless leftovers.
     _old_keys: ClassVar[Sequence[tuple[str, str]]] = ()
     _ignored_keys: ClassVar[Sequence[str]] = ()
+    # Names of modules whose weights stay float32 whatever dtype is asked for.
+    _keep_in_fp32: ClassVar[Sequence[str]] = ()
+    _supports_gradient_checkpointing: ClassVar[bool] = True
 
     __repr__ = nn.Module.__repr__
 
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        device: torch.device | str | None = None,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        **options: Any,
+    ) -> M:
+        """Load a network, in eval mode, from a folder or a repository on the Hub.
+
+        `dtype` (or `torch_dtype`) is float32 unless given; "auto" picks what `device` is fast at. `variant` names the
+        files (`….fp16.safetensors`); `use_safetensors=False` reads pickles, as plain tensors. `options`: `subfolder`,
+        `revision`, `cache_dir`, `local_files_only`, `token`, `force_download`, and constructor arguments that
+        override the config. Raises `RepositoryError` where files are missing, `WeightsError` where they are broken or
+        do not fit the config (`strict=False` lets keys be missing or unexpected), `UnsafeFileError` for a pickle
+        nobody asked for.
+        """
+        from ..repository.hub import Source
+        from ..repository.weights import find_weights, load_into
+        from ..runtime.precision import resolve_dtype
+
+        _notice_without_effect(cls.__name__, options)
+        source, overrides = Source.from_options(pretrained_model_name_or_path, options)
+        known = init_parameters(cls)
+        arguments = ("dtype", "torch_dtype", "variant", "use_safetensors", "device", "strict")
+        check_known(f"{cls.__name__}.from_pretrained", overrides, (*known, *arguments, *Source.option_names()))
+        path = source.file(str(cls.config_name))
+        source, config = source.pinned(path), read_json(path)
+        wanted = resolve_dtype(torch_dtype if dtype is None else dtype, device) or torch.float32
+        files = find_weights(source, cls._weights_name, variant, use_safetensors)
+        model = cls._on_meta({**config, "_name_or_path": source.location}, overrides)
+        left = load_into(
+            model,
+            files,
+            dtype=wanted,
+            device=device,
+            old_keys=cls._old_keys,
+            ignored_keys=cls._ignored_keys,
+            keep_in_fp32=cls._keep_in_fp32,
+            strict=strict,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            where=repr(str(source)),
+        )
+        if left:
+            model._fill(left, wanted, device)
+        return model.eval()
+
+    @classmethod
+    def _on_meta(cls: type[M], config: dict[str, Any], overrides: dict[str, Any]) -> M:
+        with torch.device("meta"):
+            return cls.from_config(config, **overrides)
+
+    def _fill(self, names: list[str], dtype: torch.dtype, device: torch.device | str | None) -> None:
+        """Give the named tensors, which no file had, the values that the constructor gives them."""
+        arguments = {key: value for key, value in self.config.items() if key in init_parameters(type(self))}
+        fresh = type(self)(**arguments)
+        for name in names:
+            prefix, _, leaf = name.rpartition(".")
+            value = getattr(fresh.get_submodule(prefix), leaf)
+            moved = value.data.to(device, dtype if value.is_floating_point() else value.dtype)
+            owner = self.get_submodule(prefix)
+            if isinstance(value, nn.Parameter):
+                owner._parameters[leaf] = nn.Parameter(moved, requires_grad=value.requires_grad)
+            else:
+                owner._buffers[leaf] = moved
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write the config and the weights (safetensors; in shards where they exceed `max_shard_size`), each atomically."""
+        from ..repository.weights import save_weights
+
+        check_known(f"{type(self).__name__}.save_pretrained", kwargs, ("variant", "max_shard_size"))
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False would write a pickle; only safetensors are written")
+        if os.path.isfile(save_directory):
+            raise RepositoryError(f"{os.fspath(save_directory)!r} is a file; save_pretrained needs a folder")
+        if not is_main_process:
+            return
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_weights(self.state_dict(), save_directory, self._weights_name, variant, max_shard_size)
+        self.save_config(save_directory)
+
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        """The dtype of the first floating-point parameter."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        """The device of the first parameter."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, subfolder: str = "", **kwargs: Any) -> Any:
-        folder = Path(path) / subfolder
-        model = cls.from_config(read_json(folder / "config.json"), **kwargs)
-        model.load_state_dict(load_file(folder / f"{cls._weights_name}.safetensors"))
-        return model.eval()
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """The number of parameters, or of those that train, or of those outside `nn.Embedding`."""
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else ()
+        return sum(
+            p.numel() for p in self.parameters() if (p.requires_grad or not only_trainable) and id(p) not in embeddings
+        )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        self.save_config(save_directory)
-        state = {key: value.contiguous() for key, value in self.state_dict().items()}
-        path = Path(save_directory) / f"{self._weights_name}.safetensors"
-        write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+        self._set_gradient_checkpointing(True)
+
+    def disable_gradient_checkpointing(self) -> None:
+        self._set_gradient_checkpointing(False)
+
+    def _set_gradient_checkpointing(self, value: bool) -> None:
+        able = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+        if value and not able:
+            raise ConfigError(f"{type(self).__name__} has no part that supports gradient checkpointing")
+        for module in able:
+            module.gradient_checkpointing = value  # type: ignore[assignment]
+
+    def enable_xformers_memory_efficient_attention(self, *args: Any, **kwargs: Any) -> None:
+        """Accepted for scripts' sake: torch's fused attention, which is always on, needs no more memory."""
+
+
+def _notice_without_effect(who: str, options: dict[str, Any]) -> None:
+    """Take the arguments out of `options` that other libraries need and this one does not."""
+    for name in WITHOUT_EFFECT:
+        if name in options and options.pop(name) is not None:
+            logger.info("%s: %s is not needed here and has no effect", who, name)
