@@ -123,7 +123,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write the config and the weights (safetensors; in shards where they exceed `max_shard_size`), each atomically."""
+        """Write the config and the weights (safetensors; in shards beyond `max_shard_size`), each file atomically."""
         from ..repository.weights import save_weights
 
         check_known(f"{type(self).__name__}.save_pretrained", kwargs, ("variant", "max_shard_size"))
