@@ -268,7 +268,9 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     def _readings(self, grid: Grid) -> list[Reading]:
         """How x₀ and ε follow from sample and model output at each evaluation."""
         readings = [reading(self.config["prediction_type"], alpha, sigma) for alpha, sigma in self._levels(grid)]
-        refuse_singular(readings, self._limit is not None, grid.times.tolist())
+        settings = self._settings
+        clipped = bool(settings.get("clip_sample")) and not settings.get("thresholding")
+        refuse_singular(readings, clipped, grid.times.tolist())
         return readings
 
     def _cumulative(self, times: np.ndarray, beyond: torch.Tensor | float | None = None) -> torch.Tensor:

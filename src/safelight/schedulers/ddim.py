@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -32,21 +32,30 @@ class DDIMScheduler(Scheduler):
     `corrected`, and any custom `timesteps`, steps to the next entry of the timetable.
     """
 
-    options = {"eta": 0.0, "use_clipped_model_output": False}  # noqa: RUF012
-    _step_arguments = {"generator": None, "variance_noise": None, "return_dict": True}  # noqa: RUF012
+    options: ClassVar = {"eta": 0.0, "use_clipped_model_output": False}
+    _step_arguments: ClassVar = {"generator": None, "variance_noise": None, "return_dict": True}
 
-    # fmt: off
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, clip_sample: bool = True,
-        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
-        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0, timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
     ):
         self._set_up()
         self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
-    # fmt: on
 
     def _rows(self, grid: Grid, *, eta: float, use_clipped_model_output: bool) -> tuple[list[_Row], list[bool]]:
         ends = np.append(grid.times[1:], -1) if grid.exact else grid.times - len(self) // grid.steps

@@ -37,21 +37,30 @@ class DDPMScheduler(Scheduler):
     "fixed_small"; `corrected` adds none there.
     """
 
-    # fmt: off
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, variance_type: str | None = "fixed_small",
-        clip_sample: bool = True, prediction_type: str = "epsilon", thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0, sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        variance_type: str | None = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
     ):
         # Configs that come from solvers without a variance of their own say None.
         self.variance_type = "fixed_small" if variance_type is None else variance_type
         check_choice("variance_type", self.variance_type, (*_FIXED, *_LEARNED))
         self._set_up()
         self.one = torch.tensor(1.0)
-    # fmt: on
 
     @property
     def custom_timesteps(self) -> bool:

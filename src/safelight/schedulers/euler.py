@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -18,33 +18,43 @@ EulerDiscreteSchedulerOutput = SchedulerOutput
 
 class _Row(NamedTuple):
     x0: Mix
-    keep: float  # the share of x in the next x; the rest is x₀
+    sigma: float
+    change: float  # of σ
     churn: float  # how much noise is added first
 
 
 class EulerDiscreteScheduler(SigmaScheduler):
-    """Steps x ← x₀ + σ'/σ·(x − x₀), after raising σ to σ̂ = (1 + γ)·σ by fresh noise where churn is on.
+    """Steps x ← x + (σ' − σ)·(x − x₀)/σ, after raising σ to σ̂ = (1 + γ)·σ by fresh noise where churn is on.
 
     Run options, as in the paper: `s_churn` spreads over the steps whose σ is within [`s_tmin`, `s_tmax`], with noise of
     standard deviation `s_noise`. With churn the reference reads v-predictions at σ although x is at σ̂; `corrected`
     reads them at σ̂.
     """
 
-    options = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0}  # noqa: RUF012
+    options: ClassVar = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0}
 
-    # fmt: off
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        interpolation_type: str = "linear", use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
-        sigma_min: float | None = None, sigma_max: float | None = None, timestep_spacing: str = "linspace",
-        timestep_type: str = "discrete", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        interpolation_type: str = "linear",
+        use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        timestep_spacing: str = "linspace",
+        timestep_type: str = "discrete",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
         final_sigmas_type: str = "zero",
     ):
         self._set_up()
-    # fmt: on
 
     def _rows(
         self, grid: Grid, *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
@@ -59,7 +69,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         for sigma, following in pairwise(sigmas[: len(grid.times) + 1]):
             raised = sigma * (1 + (most if s_tmin <= sigma <= s_tmax else 0.0))
             churn = s_noise * (raised**2 - sigma**2) ** 0.5
-            rows.append(_Row(self._reading(sigma if at_sigma else raised).x0, following / raised, churn))
+            rows.append(_Row(self._reading(sigma if at_sigma else raised).x0, raised, following - raised, churn))
         return rows, [most > 0 and s_tmin <= sigma <= s_tmax for _, sigma in self._levels(grid)]
 
     def _advance(
@@ -69,5 +79,5 @@ class EulerDiscreteScheduler(SigmaScheduler):
         if noise is not None and row.churn:
             x = torch.add(x, noise, alpha=row.churn)
         x0 = row.x0(x, model_output)
-        previous = torch.lerp(x0 if x0.dtype == x.dtype else x0.to(x.dtype), x, row.keep)
+        previous = (x - x0).div_(row.sigma).mul_(row.change).add_(x)
         return Advance(previous.to(model_output.dtype), None, x0)

@@ -17,11 +17,19 @@ _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 
 
 
 class _Move(NamedTuple):
-    """x' = on_x·x + on_eps·ε (eq. 9)."""
+    """x' = on_x·x − change·ε/over (eq. 9)."""
 
     eps: Mix
     on_x: float
-    on_eps: float
+    change: float
+    over: float
+
+    def __call__(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        eps = self.eps(x, output)
+        if self.on_x < 2:
+            return torch.add(x * self.on_x, eps, alpha=-self.change / self.over)
+        # Where ᾱ is small both terms are large and their difference is not, so each operation rounds once.
+        return x * self.on_x - (eps * self.change).div_(self.over)
 
 
 class _Row(NamedTuple):
@@ -49,17 +57,22 @@ class PNDMScheduler(Scheduler):
 
     custom = ()
 
-    # fmt: off
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, skip_prk_steps: bool = False,
-        set_alpha_to_one: bool = False, prediction_type: str = "epsilon", timestep_spacing: str = "leading",
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "leading",
         steps_offset: int = 0,
     ):
         self._set_up()
         self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
-    # fmt: on
 
     def _training_grid(self, corrected: bool) -> Grid:
         return self._with_first_steps(super()._training_grid(corrected))
@@ -108,11 +121,11 @@ class PNDMScheduler(Scheduler):
         here, there = self._cumulative(starts), self._cumulative(ends, self.final_alpha_cumprod)
         if here.min() == 0:
             raise InputError("PNDM cannot step from a sample without any signal; use betas below 1")
-        scale = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
-        on_eps = torch.where(here == there, 0.0, (here - there) / scale)
-        on_x = (there / here) ** 0.5
-        eps = [one.eps for one in self._readings(Grid(starts, 1))]
-        return [_Move(*columns) for columns in zip(eps, on_x.tolist(), on_eps.tolist(), strict=True)]
+        over = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
+        over = torch.where(here == there, 1.0, over)  # 0/0 where ᾱ = 1
+        columns = zip(*(c.tolist() for c in ((there / here) ** 0.5, there - here, over)), strict=True)
+        readings = self._readings(Grid(starts, 1))
+        return [_Move(one.eps, *rest) for one, rest in zip(readings, columns, strict=True)]
 
     def initial_state(self, plan: Plan) -> _State:
         return _State()
@@ -133,8 +146,7 @@ class PNDMScheduler(Scheduler):
             history = (model_output, *state.history[:3])
             slope = _weighted(_ADAMS_BASHFORTH[len(history) - 1], history)
             state = state._replace(history=history, start=sample)
-        previous = torch.add(start * move.on_x, move.eps(start, slope), alpha=move.on_eps)
-        return Advance(previous, state._replace(taken=state.taken + 1), x0)
+        return Advance(move(start, slope), state._replace(taken=state.taken + 1), x0)
 
     def _runge_kutta(
         self, stage: int, model_output: torch.Tensor, sample: torch.Tensor, state: _State

@@ -51,19 +51,17 @@ class Mix(NamedTuple):
     over: float = 1.0
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Evaluate with as few passes over memory as the numbers allow; returns `y` itself where that is the answer.
+        """Evaluate; returns `y` itself where that is the answer.
 
-        Where the divisor is small it comes last, after x and y were subtracted with one rounding each: at α near zero
-        any other order would change x₀ by more than its clipping range.
+        Each operation rounds once and a small divisor comes last: at α near zero another order would change x₀ by more
+        than the range that it is clipped to.
         """
         on_x, on_y, over = self
         if on_x == 0.0:
             return y if on_y == over else y * (on_y / over)
-        if over == 1.0:
-            return torch.add(x if on_x == 1.0 else x * on_x, y, alpha=on_y)
-        mixed = y * on_y
-        mixed = torch.add(mixed, x, alpha=on_x) if mixed.dtype != x.dtype else mixed.add_(x, alpha=on_x)
-        return mixed.div_(over)
+        mixed, other = y * on_y, x if on_x == 1.0 else x * on_x
+        mixed = mixed.add_(other) if mixed.dtype == x.dtype else mixed + other
+        return mixed if over == 1.0 else mixed.div_(over)
 
     def of_scaled(self, scale: float) -> Mix:
         """The same reading of x when what was meant by x is `scale`·x."""
@@ -99,13 +97,16 @@ def reading(prediction_type: str, alpha: float, sigma: float) -> Reading:
 
 
 def refuse_singular(readings: list[Reading], clipped: bool, times: Any) -> None:
-    """Raise `InputError` where x₀ would come out infinite: a network that predicts ε, α = 0, and no clip."""
+    """Raise `InputError` where x₀ would come out infinite: a network that predicts ε, α = 0, and no clip.
+
+    Dynamic thresholding does not help, as it takes quantiles of infinite values.
+    """
     for one, time in zip(readings, times, strict=True):
         if one.x0.over == 0.0 and not clipped:
             raise InputError(
                 f"at timestep {time} the signal is zero (rescale_betas_zero_snr), where a network with "
                 "prediction_type='epsilon' says nothing about the image; use a v_prediction or sample network with "
-                "it, set clip_sample or thresholding, or leave that timestep out"
+                "it, set clip_sample (without thresholding), or leave that timestep out"
             )
 
 

@@ -1,0 +1,73 @@
+"""Whole sampling runs with a function for a network, on either surface, recorded step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from safelight.randomness import randn_tensor
+
+SHAPE = (2, 3, 6, 5)
+
+
+class Run(NamedTuple):
+    """What a run told the network, and what came of it: one entry per evaluation."""
+
+    inputs: torch.Tensor
+    samples: torch.Tensor  # x before each evaluation, and the result
+    originals: torch.Tensor | None
+    timesteps: torch.Tensor
+
+
+def network(x: torch.Tensor, t: Any, learned: str = "") -> torch.Tensor:
+    """A smooth function of x and t of order one, with a second half of channels for a `learned` variance."""
+    time = torch.as_tensor(t, dtype=torch.float32) / 300
+    y = 0.6 * torch.tanh(0.8 * x.roll(1, -1) + torch.sin(time)) + 0.3 * x
+    if not learned.startswith("learned"):
+        return y
+    share = torch.sin(3 * x + time)  # in [−1, 1]
+    return torch.cat([y, share if learned == "learned_range" else (share + 1.1) / 50], dim=1)
+
+
+def start(init_noise_sigma: Any, seed: int = 0) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) * init_noise_sigma
+
+
+def familiar_run(
+    scheduler: Any, step_options: Mapping[str, Any] | None = None, begin: int = 0, learned: str = ""
+) -> Run:
+    """Loop over `scheduler.timesteps` from `begin`, as scripts do."""
+    inputs, samples, originals = [], [], []
+    x = start(scheduler.init_noise_sigma)
+    samples.append(x)
+    for t in scheduler.timesteps[begin:]:
+        inputs.append(scheduler.scale_model_input(x, t))
+        out = scheduler.step(network(inputs[-1], t, learned), t, x, **(step_options or {}))
+        x = out.prev_sample
+        samples.append(x)
+        if "pred_original_sample" in out and out.pred_original_sample is not None:
+            originals.append(out.pred_original_sample)
+    return _run(inputs, samples, originals, scheduler.timesteps[begin:])
+
+
+def pure_run(scheduler: Any, plan: Any, generator: Any = None, noise: Any = None, learned: str = "") -> Run:
+    """Loop over the evaluations of `plan`."""
+    inputs, samples, originals = [], [], []
+    x, state = start(plan.init_noise_sigma), scheduler.initial_state(plan)
+    samples.append(x)
+    for i in range(len(plan)):
+        inputs.append(scheduler.scale_input(plan, i, x))
+        z = noise
+        if plan.needs_noise[i] and noise is None:
+            z = randn_tensor(SHAPE, generator=generator, dtype=x.dtype)
+        output = network(inputs[-1], plan.timesteps[i], learned)
+        x, state, original = scheduler.advance(plan, i, output, x, state, z)
+        samples.append(x)
+        originals.append(original)
+    return _run(inputs, samples, originals, plan.timesteps)
+
+
+def _run(inputs: list, samples: list, originals: list, timesteps: torch.Tensor) -> Run:
+    return Run(torch.stack(inputs), torch.stack(samples), torch.stack(originals) if originals else None, timesteps)
