@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..bundled import bundled_models
 from ..errors import RepositoryError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Source:
 
     @classmethod
     def from_options(cls, location: str | os.PathLike, options: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
-        """The source that `location` (a path or a Hub id) and these `from_pretrained` options mean, and the other options."""
+        """The source that `location` (a path, a bundled model, a Hub id) and these options mean; and the other options."""
         if not isinstance(location, str | os.PathLike) or not str(location):
             raise RepositoryError(f"{location!r} is neither a path nor a repository's id")
         unused = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
@@ -58,6 +59,8 @@ class Source:
         if path.is_dir():
             return cls(str(location), folder=path, **own), unused
         name = str(location)
+        if name in bundled_models():
+            return cls(name, folder=bundled_models()[name], **own), unused
         if path.is_file():
             raise RepositoryError(f"{name!r} is a file; a folder or a repository's id is needed")
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
@@ -138,14 +141,14 @@ class Source:
             return None
         except errors.GatedRepoError as error:
             raise RepositoryError(
-                f"{self.location!r} is gated: accept its terms on its page, then log in (`hf auth login`) or pass token="
+                f"{self.location!r} is gated: accept its terms on its page, then `hf auth login` or pass token="
             ) from error
         except errors.RevisionNotFoundError as error:
             raise RepositoryError(f"{self.location!r} has no revision {self.revision!r}") from error
         except errors.RepositoryNotFoundError as error:
             raise RepositoryError(
-                f"there is no local folder {self.location!r} and no such repository on the Hub; if it is private, log in "
-                "(`hf auth login`) or pass token="
+                f"there is no local folder {self.location!r} and no such repository on the Hub; if it is private, "
+                "`hf auth login` or pass token="
             ) from error
         except errors.HFValidationError as error:
             raise RepositoryError(f"{self.location!r} is neither a local folder nor a valid repository id") from error
