@@ -49,7 +49,7 @@ class Source:
 
     @classmethod
     def from_options(cls, location: str | os.PathLike, options: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
-        """The source that `location` (a path, a bundled model, a Hub id) and these options mean; and the other options."""
+        """The source that `location` (a path, a bundled model, a Hub id) and these options mean; and the others."""
         if not isinstance(location, str | os.PathLike) or not str(location):
             raise RepositoryError(f"{location!r} is neither a path nor a repository's id")
         unused = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
