@@ -119,7 +119,7 @@ def test_the_table_has_every_option(name: str) -> None:
         assert TABLES[name][option][0] == parameter.default == inspect.signature(ours).parameters[option].default
 
 
-# ---- where diffusers refuses or goes wrong --------------------------------------------------------------------------
+# where diffusers refuses or goes wrong
 
 Config = dict[str, Any]
 
@@ -174,7 +174,7 @@ REASONS = [
 ]
 
 
-# ---- running both ---------------------------------------------------------------------------------------------------
+# running both
 
 
 def _attempt(library: Any, name: str, combination: Config) -> tuple[Run, Any, Config]:

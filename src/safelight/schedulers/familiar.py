@@ -167,8 +167,7 @@ class FamiliarSurface:
             rest = {"generator": generator, "variance_noise": variance_noise, "return_dict": return_dict}
             return self.step(model_output, timestep, sample, **{**rest, **options, **given})
         run = self._with_options(options) if options else self._run()
-        i = self._locate(run, timestep)
-        plan, i = (run, i) if i is not None else (self._off_timetable(run, timestep), 0)
+        plan, i = self._locate(run, timestep)
         noise = None if variance_noise is None else self._given_noise(variance_noise, generator)
         if noise is None and plan.needs_noise[i]:
             device, dtype = model_output.device, model_output.dtype
@@ -196,8 +195,8 @@ class FamiliarSurface:
         self._active = self._again(run, {**run.options, **options})  # type: ignore[attr-defined]
         return self._active
 
-    def _locate(self, plan: Plan, timestep: Any) -> int | None:
-        """The evaluation that `timestep` means, or None if it is not in the timetable.
+    def _locate(self, run: Plan, timestep: Any) -> tuple[Plan, int]:
+        """The plan and the evaluation in it that `timestep` means: of the run, or of a plan made for this step alone.
 
         No value is read where `timestep` is a view of our own `timesteps` (what a loop over them yields): the place in
         memory tells which.
@@ -205,27 +204,27 @@ class FamiliarSurface:
         expected = self._step_index
         if expected is None:
             if self._begin_index is not None:
-                return self._begin_index
+                return run, self._begin_index
             expected = 0
-        times = plan.times
+        times = run.times
         if isinstance(timestep, torch.Tensor):
             table = self.timesteps
             offset = timestep.data_ptr() - table.data_ptr()
             if timestep.ndim == 0 and 0 <= offset < table.nbytes:
-                return offset // table.itemsize
+                return run, offset // table.itemsize
             if timestep.numel() != 1:
                 raise InputError(f"timestep has shape {tuple(timestep.shape)}; step takes one timestep for all rows")
             times = tuple(torch.tensor(times).to(timestep.dtype).tolist()) if timestep.itemsize < 4 else times
             timestep = timestep.item()
         if expected < len(times) and times[expected] == timestep:
-            return expected
+            return run, expected
         if isinstance(timestep, int) and isinstance(times[0], float):
             name = type(self).__name__
             raise InputError(f"timestep is the integer {timestep}, perhaps a loop index; pass one of {name}.timesteps")
         found = [i for i, time in enumerate(times) if time == timestep]
         # A run that starts where a timestep stands twice starts at the second, whose step goes on to the next one.
         first = found[1:2] if self._step_index is None else [i for i in found if i > expected][:1]
-        return next(iter([*first, *found]), None)
+        return (run, [*first, *found][0]) if found else (self._off_timetable(run, timestep), 0)
 
     def _off_timetable(self, run: Plan, timestep: Any) -> Plan:
         """A plan of one step for a timestep that is not in the timetable, for solvers that can; else `InputError`."""
@@ -240,7 +239,7 @@ class FamiliarSurface:
         times = self._run().times if schedule_timesteps is None else schedule_timesteps.tolist()
         found = [i for i, time in enumerate(times) if time == value]
         if not found:
-            self._off_timetable(self._run(), value)
+            raise InputError(f"timestep {value} is not in the timetable ({times[0]} … {times[-1]})")
         return found[1] if len(found) > 1 else found[0]
 
     def previous_timestep(self, timestep: Any) -> Any:

@@ -132,12 +132,9 @@ class SigmaScheduler(Scheduler):
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """x/√(σ² + 1) at `timestep` (one of `timesteps`), the evaluation that `step` takes next."""
         run = self._run()
-        i = self._step_index if timestep is None else self._locate(run, timestep)
-        if i is None:
-            self._off_timetable(run, timestep)
-        elif i != self._step_index:
+        i = self._step_index or 0 if timestep is None else self._locate(run, timestep)[1]
+        if i != self._step_index:
             self._step_index, self._state = i, self.initial_state(run)
-        assert i is not None
         return self.scale_input(run, i, sample)
 
     def add_noise(
