@@ -207,6 +207,7 @@ def test_hooks_write_progress_metrics_and_grids(tmp_path):
     [
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 10, "accumulation": 4}, "cannot be cut into 4"),
+        ({"accumulation": 4, "parallel": 3}, "accumulation 4 cannot be done 3 at a time"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5"),
         ({"precision": "bf16"}, "precision is 'bf16'; did you mean"),
@@ -221,3 +222,15 @@ def test_bad_settings(changes, message):
 def test_nothing_to_train():
     with pytest.raises(InputError, match="there is nothing to train"):
         tiny_trainer(objective(), network=TinyNetwork().requires_grad_(False))
+
+
+def test_parallel_micro_batches_give_the_same_bits():
+    trainers = [
+        tiny_trainer(objective(), network=TinyNetwork(dropout=0.0), accumulation=4, parallel=parallel)
+        for parallel in (1, 2)
+    ]
+    for trainer in trainers:
+        trainer.run()
+    assert_identical(*trainers)
+    with pytest.raises(ConfigError, match="dropout in no fixed order"):
+        tiny_trainer(objective(), accumulation=2, parallel=2)

@@ -50,9 +50,11 @@ class Losses(Hook):
 
 def test_overfits_eight_pictures_and_samples_what_it_was_shown(pictures, tmp_path):
     losses = Losses()
-    recipe = Unconditional.for_data(pictures, **SMALL, steps=150, learning_rate=5e-3, ema_decay=0.9)
+    recipe = Unconditional.for_data(
+        pictures, **SMALL, steps=100, learning_rate=5e-3, ema_decay=0.9, precision="float32"
+    )
     UnconditionalRun(recipe, tmp_path, (losses,)).start()
-    assert np.mean(losses.values[-20:]) < 0.25 * np.mean(losses.values[:5])
+    assert np.mean(losses.values[-20:]) < 0.4 * np.mean(losses.values[:5])
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipeline.config["id2label"] == {"0": "left", "1": "right"}
     images = pipeline(class_labels=["left", "right"], num_inference_steps=50, seed=0, output_type="np").images

@@ -29,6 +29,7 @@ _HELP = {
     "steps": "optimiser steps in all",
     "batch_size": "pictures per optimiser step",
     "accumulation": "micro-batches that a batch is cut into, to save memory",
+    "parallel": "micro-batches computed at once, in threads of one core each",
     "learning_rate": "highest learning rate",
     "schedule": "learning-rate schedule: constant_with_warmup, linear, cosine, …",
     "warmup": "steps until the learning rate is reached",

@@ -82,7 +82,8 @@ class MetricsLog(Hook):
     def after_step(self, trainer: Trainer, record: Record) -> None:
         if trainer.step % self.every == 0:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({name: float(f"{value:.6g}") for name, value in record.items()}) + "\n")
+                short = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in record.items()}
+                file.write(json.dumps(short) + "\n")
 
 
 def _step_of(line: str) -> float:

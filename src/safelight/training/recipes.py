@@ -35,6 +35,7 @@ class Unconditional:
     steps: int = 20_000
     batch_size: int = 64
     accumulation: int = 1
+    parallel: int = 1
     learning_rate: float = 1e-3
     schedule: str = "cosine"
     warmup: int = 500
@@ -81,13 +82,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "resolution": 28,
         "channels": 1,
-        "block_out_channels": (16, 48, 128),
+        "block_out_channels": (32, 64, 96),
         "layers_per_block": 1,
         "attention_levels": 0,
         "norm_num_groups": 8,
         "steps": 8_000,
+        "batch_size": 32,
+        "accumulation": 2,
+        "parallel": 2,
         "learning_rate": 2e-3,
-        "warmup": 200,
+        "warmup": 300,
         "save_dtype": "float16",
     },
 }

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class TrainingSettings:
     steps: int  # optimiser steps in all
     batch_size: int = 64  # samples per optimiser step
     accumulation: int = 1  # micro-batches that one batch is cut into
+    parallel: int = 1  # micro-batches computed at once, each in a thread of one core
     learning_rate: float = 1e-3
     schedule: str = "cosine"  # a name of `SchedulerType`
     warmup: int = 100  # optimiser steps until the rate is reached
@@ -44,13 +46,15 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation"):
+        for name in ("steps", "batch_size", "accumulation", "parallel"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"batch_size {self.batch_size} cannot be cut into {self.accumulation} equal micro-batches"
             )
+        if self.accumulation % self.parallel:
+            raise ConfigError(f"accumulation {self.accumulation} cannot be done {self.parallel} at a time")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be positive")
         if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
@@ -107,6 +111,13 @@ class Trainer:
         self.step = 0  # optimiser steps done
         self.interrupted = False
         self.device = self.parameters[0].device
+        self._threads: ThreadPoolExecutor | None = None
+        if settings.parallel > 1:
+            if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+                raise ConfigError(
+                    "parallel micro-batches would draw dropout in no fixed order: use parallel=1 or dropout=0"
+                )
+            self._threads = ThreadPoolExecutor(settings.parallel, initializer=torch.set_num_threads, initargs=(1,))
         self.autocast = settings.precision == "bfloat16" or (
             settings.precision == "auto" and computes_in_bfloat16(self.device)
         )
@@ -157,21 +168,28 @@ class Trainer:
         }
 
     def _backward(self, batch: Batch, draws: Draws) -> tuple[float, Record]:
-        """Gradients of the mean loss over the batch, micro-batch by micro-batch; the mean loss and metrics."""
+        """Put the gradients of the mean loss over the batch into `.grad`; returns the mean loss and metrics."""
         size = self.settings.batch_size // self.settings.accumulation
-        total = 0.0
-        metrics: Record = {}
-        for start in range(0, self.settings.batch_size, size):
-            part = slice(start, start + size)
-            micro = {name: values[part].to(self.device) for name, values in batch.items()}
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                loss = self.objective(self.model, micro, draws[part])
-            share = 1 / self.settings.accumulation
-            (loss.total * share).backward()
-            total += loss.total.item() * share
-            for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value.item() * share
-        return total, metrics
+        parts = [slice(start, start + size) for start in range(0, self.settings.batch_size, size)]
+        micros = [({name: values[part] for name, values in batch.items()}, draws[part]) for part in parts]
+        results = (self._threads.map if self._threads else map)(self._gradients, *zip(*micros, strict=True))
+        total: Record = {}
+        # Summed in the order of the parts, whichever thread is ready first.
+        for values, gradients in results:
+            for name, value in values.items():
+                total[name] = total.get(name, 0.0) + value / len(parts)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return total.pop("loss"), total
+
+    def _gradients(self, micro: Batch, draws: Draws) -> tuple[Record, tuple[torch.Tensor | None, ...]]:
+        """Loss and metrics of a micro-batch, and its share of the batch's gradients."""
+        micro = {name: values.to(self.device) for name, values in micro.items()}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            loss = self.objective(self.model, micro, draws)
+        gradients = torch.autograd.grad(loss.total / self.settings.accumulation, self.parameters, allow_unused=True)
+        return {"loss": loss.total.item(), **{k: v.item() for k, v in loss.metrics.items()}}, gradients
 
     def _check_finite(self, loss: float, norm: float) -> None:
         for what, value in (("loss", loss), ("gradient norm", norm)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -121,7 +121,9 @@ class UnconditionalRun:
     def save_pipeline(self, folder: str | os.PathLike) -> None:
         """Write the averaged weights as a pipeline repository."""
         with self.trainer.averaged() as model:
-            shipped = UNet2DModel.from_config(model.config).to(getattr(torch, self.recipe.save_dtype))
+            shipped = UNet2DModel.from_config(cast(UNet2DModel, model).config).to(
+                getattr(torch, self.recipe.save_dtype)
+            )
             shipped.load_state_dict(model.state_dict())
             self.pipeline(shipped).save_pretrained(folder)
 
