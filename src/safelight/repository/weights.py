@@ -132,8 +132,8 @@ def find_weights(
     for name in (twin, tagged, f"{twin}.index.json"):
         if not pickles and source.on_hub(name):
             raise UnsafeFileError(
-                f"{str(source)!r} has its weights only as a pickle ({name}), which can run code when it is read; if you "
-                "trust it, pass use_safetensors=False (it is then read as plain tensors only)"
+                f"{str(source)!r} has its weights only as a pickle ({name}), which can run code when it is read; "
+                "if you trust it, pass use_safetensors=False (it is then read as plain tensors only)"
             )
     raise RepositoryError(f"{str(source)!r} has no weights: {stem}.{suffix} is missing")
 
@@ -208,7 +208,9 @@ def load_into(
     slots = _slots(model)
     rename = [(re.compile(pattern), new) for pattern, new in old_keys]
     ignored = [re.compile(pattern) for pattern in ignored_keys]
-    place, misfit, seen = torch.device(device or "cpu"), Misfit(), set()
+    place, misfit = torch.device(device or "cpu"), Misfit()
+    seen: set[str] = set()
+    filled: set[str] = set()
     for stored, tensor, release in tensors(files):
         name = stored
         if name not in slots:
@@ -221,30 +223,27 @@ def load_into(
         owner, leaf = slots[name]
         current = getattr(owner, leaf)
         seen.add(name)
-        if tensor.shape != current.shape and tensor.squeeze().shape == current.squeeze().shape and "attentions" in name:
-            tensor = tensor.reshape(current.shape)  # 1×1 convolution and linear layouts of old attention blocks
-        if tensor.shape != current.shape:
+        # Old attention blocks hold their projections as linear layers or as 1×1 convolutions.
+        same = tensor.shape == current.shape or (
+            "attentions" in name and tensor.squeeze().shape == current.squeeze().shape
+        )
+        if not same:
             misfit.misshapen.append(f"{name} {tuple(tensor.shape)}, the model has {tuple(current.shape)}")
-            seen.discard(name)
             continue
         wanted = tensor.dtype
         if dtype is not None and tensor.is_floating_point():
             wanted = torch.float32 if any(part in name.split(".") for part in keep_in_fp32) else dtype
-        final = tensor.to(place, wanted)
+        final = tensor.to(place, wanted).reshape(current.shape)
         if final.data_ptr() != tensor.data_ptr() or place.type != "cpu":
             release()
+        filled.add(name)
         if isinstance(current, torch.nn.Parameter):
             owner._parameters[leaf] = torch.nn.Parameter(final, requires_grad=current.requires_grad)
         else:
             owner._buffers[leaf] = final
-    persistent = set(model.state_dict().keys())
-    misfit.missing = [] if ignore_mismatched_sizes and misfit.misshapen else sorted(persistent - seen)
-    if misfit.misshapen:
-        misfit.missing = [
-            name for name in misfit.missing if not any(m.startswith(f"{name} ") for m in misfit.misshapen)
-        ]
+    misfit.missing = sorted(set(model.state_dict().keys()) - seen)
     misfit.report(where, strict, ignore_mismatched_sizes)
-    return [name for name in slots if name not in seen]
+    return [name for name in slots if name not in filled]
 
 
 def _slots(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
