@@ -273,7 +273,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[SafelightError], list[str]]] 
     "ascending timesteps": (
         lambda: DDPMScheduler().set_timesteps(timesteps=[1, 5, 9]),
         InputError,
-        ["timesteps", "descending"],
+        ["timesteps", "smaller than"],
     ),
     "model input with the wrong number of channels": (
         lambda: UNet2DModel(**PLAIN)(torch.zeros(1, 5, 4, 4), 1),
