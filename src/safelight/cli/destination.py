@@ -61,17 +61,19 @@ def _holds(path: Path, settings: Mapping[str, Any]) -> bool:
 
 def _named(pattern: str, pictures: Sequence[tuple[Any, int]]) -> list[Path]:
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+        for _, name, _, _ in string.Formatter().parse(pattern):
+            if name is not None:
+                check_choice("a place in --output", name, _PLACES, InputError)
+        named = [
+            pattern.format(prompt=slug(prompt), seed=seed, index=k + 1) for k, (prompt, seed) in enumerate(pictures)
+        ]
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"output is {pattern!r}, which is no pattern ({error})") from None
-    for name in fields:
-        check_choice("a place in --output", name, _PLACES, InputError)
-    paths = [
-        Path(pattern.format(prompt=slug(prompt), seed=seed, index=k + 1)) for k, (prompt, seed) in enumerate(pictures)
-    ]
-    if len(set(paths)) < len(paths):
+    if len(set(named)) < len(named):
         raise InputError(f"output is {pattern!r}, which gives two pictures one name; put {{index}} or {{seed}} into it")
-    return paths
+    return [Path(name) for name in named]
 
 
 def slug(prompt: Any) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import InputError, check_choice
-from .models import DEFAULT_MODEL, add_loading_arguments, loading_options, locate, pick_device, pick_dtype
+from .models import DEFAULT_MODEL, add_loading_arguments, loading_options, locate, pick_device
 
 if TYPE_CHECKING:
     from ..pipelines.denoise import DenoisingPipeline
@@ -173,7 +173,7 @@ def _load(settings: Mapping[str, Any], args: argparse.Namespace) -> DenoisingPip
     pipeline = DiffusionPipeline.from_pretrained(
         locate(settings["model"]),
         **{**loading_options(args), **options},
-        dtype=pick_dtype(settings["dtype"]),
+        dtype=settings["dtype"],
         device=pick_device(args.device),
     )
     if not isinstance(pipeline, DenoisingPipeline):

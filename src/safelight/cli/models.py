@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, check_choice
+from ..bundled import bundled_models
+from ..errors import InputError
 
 DEFAULT_MODEL = "fashion-mnist"
-_BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def add_loading_arguments(parser: argparse._ActionsContainer) -> None:
@@ -30,23 +29,17 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
     return {**options, "local_files_only": True} if args.local_files_only else options
 
 
-def bundled_models() -> list[str]:
-    """Names of the models that ship with the package."""
-    return sorted(path.parent.name for path in _BUNDLED.glob("*/model_index.json"))
-
-
 def locate(model: str) -> str:
     """A folder or file on disk, the name of a bundled model (as its folder), or else a repository id."""
-    if Path(model).exists():
+    bundled = bundled_models()
+    if Path(model).exists() or "/" in model:
         return model
-    if model in bundled_models():
-        return str(_BUNDLED / model)
-    if "/" not in model:
+    if model not in bundled:
         raise InputError(
             f"there is no model {model!r}: no such folder, and no bundled model of that name "
-            f"({', '.join(bundled_models()) or 'none is installed'}); a repository id looks like owner/name"
+            f"({', '.join(bundled) or 'none is installed'}); a repository id looks like owner/name"
         )
-    return model
+    return str(bundled[model])
 
 
 def pick_device(name: str) -> str:
@@ -61,11 +54,3 @@ def pick_device(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def pick_dtype(name: str) -> Any:
-    """ "auto", or the torch type called `name`."""
-    import torch
-
-    check_choice("dtype", name, _DTYPES, InputError)
-    return name if name == "auto" else getattr(torch, name)

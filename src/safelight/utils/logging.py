@@ -130,6 +130,6 @@ def enable_progress_bar() -> None:
 
 
 def disable_progress_bar() -> None:
-    """Show no progress bars in this process, whatever a pipeline's own settings are."""
+    """Show no progress bars in this process, but where a pipeline's own `set_progress_bar_config` asks for one."""
     global _progress_bars  # noqa: PLW0603
     _progress_bars = False
