@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
     `query_dim` C, `cross_attention_dim` D (None: self-attention), `heads` of `dim_head`. With `norm_num_groups` a group
     norm comes first, and with `residual_connection` the input is added, as spatial self-attention wants. `processor`
-    does the work: `processor(attn, hidden_states, encoder_hidden_states=…, attention_mask=…, **cross_attention_kwargs)`.
+    does the work: `processor(attn, hidden_states, encoder_hidden_states=…, attention_mask=…, **kwargs)`.
     """
 
     def __init__(
@@ -264,6 +264,13 @@ class Attention(nn.Module):
 
 
 DEFAULT_PROCESSOR, ADDED_KV_PROCESSOR = AttnProcessor(), AttnAddedKVProcessor()
+
+
+# How older files spell the keys of spatial attention: (pattern, replacement).
+OLD_ATTENTION_KEYS = tuple(
+    (rf"(attentions\.\d+)\.{old}\.(weight|bias)$", rf"\1.{new}.\2")
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+)
 
 
 class AttentionSeam:

@@ -33,6 +33,32 @@ def timestep_embedding(
     return _sin_cos(angles, flip_sin_to_cos, odd=embedding_dim % 2)
 
 
+def batch_of_times(timestep: torch.Tensor | float, sample: torch.Tensor) -> torch.Tensor:
+    """`timestep`, one for all or one per picture of `sample` (B, …), as (B,) on its device; else an `InputError`."""
+    if not isinstance(timestep, torch.Tensor):
+        return torch.full((len(sample),), timestep, device=sample.device)
+    if timestep.ndim > 1 or timestep.numel() not in (1, len(sample)):
+        shape = tuple(timestep.shape)
+        raise InputError(f"timestep has the shape {shape}, but one for all or one for each of {len(sample)} is needed")
+    return timestep.to(sample.device).reshape(-1).expand(len(sample))
+
+
+def check_class_labels(embedding: nn.Module | None, labels: torch.Tensor | None, batch: int) -> None:
+    """Raise `InputError` unless there is a label per picture, in range, exactly if there is an `embedding` for them."""
+    if (labels is None) != (embedding is None):
+        state = "missing: this model is" if labels is None else "given, but this model is not"
+        raise InputError(f"class_labels are {state} conditioned on classes")
+    if labels is None:
+        return
+    if labels.ndim == 0 or len(labels) not in (1, batch):
+        raise InputError(f"class_labels have the shape {tuple(labels.shape)} for a batch of {batch}")
+    # On other devices a look at the values would wait for all work that is under way.
+    if isinstance(embedding, nn.Embedding) and labels.device.type == "cpu":
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= embedding.num_embeddings:
+            raise InputError(f"class_labels range from {low} to {high}, but must be in [0, {embedding.num_embeddings})")
+
+
 def _sin_cos(angles: torch.Tensor, flip: bool, odd: int = 0) -> torch.Tensor:
     parts = [angles.cos(), angles.sin()] if flip else [angles.sin(), angles.cos()]
     return nn.functional.pad(torch.cat(parts, dim=-1), (0, odd))
