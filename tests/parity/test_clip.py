@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -123,6 +122,10 @@ CALLS: list[dict[str, Any]] = [
 ]
 
 
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_same_calls(pair: tuple[CLIPTokenizer, Any], call: dict[str, Any]) -> None:
     ours, theirs = pair
@@ -131,7 +134,7 @@ def test_same_calls(pair: tuple[CLIPTokenizer, Any], call: dict[str, Any]) -> No
         assert set(a) == set(b)
         for name in b:
             assert type(a[name]) is type(b[name])
-            np.testing.assert_array_equal(np.array(a[name], dtype=object), np.array(b[name], dtype=object))
+            assert _plain(a[name]) == _plain(b[name])
 
 
 def test_what_we_save_transformers_reads(pair: tuple[CLIPTokenizer, Any], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -259,6 +259,10 @@ class AutoencoderKL(ModelMixin, AttentionSeam):
         self.tile_sample_min_size = sample_size if isinstance(sample_size, int) else sample_size[0]
         self.tile_latent_min_size = self.tile_sample_min_size // self._factor
         self.tile_overlap_factor = 0.25
+
+    @classmethod
+    def _overflows_in_float16(cls, config: Mapping[str, Any]) -> bool:
+        return bool(config.get("force_upcast", True))
 
     @property
     def _factor(self) -> int:

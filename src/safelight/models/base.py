@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -75,7 +75,10 @@ class ModelMixin(nn.Module, ConfigMixin):
         check_known(f"{cls.__name__}.from_pretrained", overrides, (*known, *arguments, *Source.option_names()))
         path = source.file(str(cls.config_name))
         source, config = source.pinned(path), read_json(path)
-        wanted = resolve_dtype(torch_dtype if dtype is None else dtype, device) or torch.float32
+        asked = torch_dtype if dtype is None else dtype
+        wanted = resolve_dtype(asked, device) or torch.float32
+        if asked == "auto" and wanted == torch.float16 and cls._overflows_in_float16(config):
+            wanted = torch.float32
         files = find_weights(source, cls._weights_name, variant, use_safetensors)
         model = cls._on_meta({**config, "_name_or_path": source.location}, overrides)
         left = load_into(
@@ -93,6 +96,11 @@ class ModelMixin(nn.Module, ConfigMixin):
         if left:
             model._fill(left, wanted, device)
         return model.eval()
+
+    @classmethod
+    def _overflows_in_float16(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a model of this config needs more range than float16 has, so that "auto" must not choose it."""
+        return False
 
     @classmethod
     def _on_meta(cls: type[M], config: dict[str, Any], overrides: dict[str, Any]) -> M:
