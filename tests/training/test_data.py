@@ -81,6 +81,15 @@ def test_folder_without_classes_mirrored_and_grey(tmp_path):
     assert batch["images"][0, 0, 0].tolist() == [-1.0] * 3 + [1.0] * 3
 
 
+def test_cameras_rotation_is_undone(tmp_path):
+    half = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), [4, 4], axis=0).repeat(8, axis=1))
+    exif = half.getexif()
+    exif[0x0112] = 6  # turn by 90° clockwise to show
+    half.save(tmp_path / "turned.png", exif=exif)
+    image = ImageFolder(tmp_path, resolution=8, channels=1).batch(torch.tensor([0]))["images"]
+    assert image[0, 0, 0].tolist() == [1.0] * 4 + [-1.0] * 4
+
+
 def test_folders_that_cannot_be(tmp_path):
     with pytest.raises(RepositoryError, match="there is no folder"):
         ImageFolder(tmp_path / "nowhere", 4)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import ConfigError, InputError, RepositoryError, check_choice
 from .draws import generator_for
@@ -153,7 +153,8 @@ class ImageFolder:
         path = self.paths[index]
         try:
             with Image.open(path) as picture:
-                square = _square(picture.convert(_MODES[self.channels]), self.resolution)
+                upright = ImageOps.exif_transpose(picture).convert(_MODES[self.channels])
+                square = _square(upright, self.resolution)
         except (OSError, ValueError, SyntaxError) as error:
             raise RepositoryError(f"the picture {str(path)!r} cannot be read ({error})") from error
         pixels = np.asarray(square).reshape(self.resolution, self.resolution, self.channels)
