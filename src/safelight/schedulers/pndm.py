@@ -12,6 +12,7 @@ from ..errors import InputError
 from .base import Advance, Grid, Plan, Scheduler
 from .prediction import Mix
 
+_AS_IT_IS = Mix(0.0, 1.0)
 _STAGE_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -34,6 +35,7 @@ class _Move(NamedTuple):
 
 class _Row(NamedTuple):
     x0: Mix
+    slope: Mix  # of the output on its arrival: itself, or ε
     move: _Move
     again: _Move | None  # the previous step, taken again with a second look at its slope
     stage: int | None  # of a Runge-Kutta step
@@ -52,7 +54,8 @@ class PNDMScheduler(Scheduler):
     The first three steps are Runge-Kutta's with four evaluations each, or, with `skip_prk_steps`, the first is Euler's,
     improved by an evaluation at its end. The reference steps from t to t − num_train_timesteps // steps, also where the
     timetable goes elsewhere ("linspace", "trailing"), and improves the first step of a run that starts inside the
-    timetable without evaluating twice, so that x stays one step behind; `corrected` steps along the timetable.
+    timetable without evaluating twice, so that x stays one step behind. It combines outputs as they are, though
+    v-predictions at different timesteps are not of one kind. `corrected` steps along the timetable and combines ε.
     """
 
     custom = ()
@@ -88,44 +91,47 @@ class PNDMScheduler(Scheduler):
         if len(times) < 4:
             raise InputError(f"num_inference_steps is {len(times)}; Runge-Kutta needs 4, or set skip_prk_steps=True")
         first, last = times[:3], times[1:4]
-        middle = (first + last) // 2 if grid.exact else last + self._stride(grid) // 2
+        middle = (first + last) // 2 if grid.corrected else last + len(self) // grid.steps // 2
         stages = np.stack([first, middle, middle, last], axis=1).reshape(-1)
         return grid._replace(times=np.concatenate([stages, times[3:]]))
 
-    def _stride(self, grid: Grid) -> int:
-        return len(self) // grid.steps
-
     def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
-        times, stride = grid.times, self._stride(grid)
-        index = np.arange(len(times))
-        staged = (index < 12) & (not self.config["skip_prk_steps"])
-        following = np.append(times[1:], -1)
-        ends = following if grid.exact else times - np.where(staged, stride // 2, stride)
-        ends = np.where(staged & (index % 2 == 1), times, ends)
-        moves = self._moves(np.where(staged, times[index - index % 4], times), ends)
-        before = np.append(times[:1], times[:-1]) if grid.exact else np.minimum(times + stride, len(self) - 1)
-        repeats = self._moves(before, times)
-        twice = np.append(False, times[1:] == times[:-1]) if grid.exact else np.full(len(times), True)
+        times, stride, index = grid.times, len(self) // grid.steps, np.arange(len(grid.times))
+        skip = self.config["skip_prk_steps"]
+        staged = (index < 12) & (not skip)
+        # Where the step of each evaluation starts and ends. A Runge-Kutta stage starts where its step does, and the
+        # second and fourth are evaluated where they end.
+        starts = np.where(staged, times[index - index % 4], times)
+        if grid.corrected:
+            before, ends = np.append(times[:1], times[:-1]), np.append(times[1:], -1)
+        else:
+            before = np.minimum(times + stride, len(self) - 1)
+            ends = times - np.where(staged, stride // 2, stride)
+        moves = self._moves(grid, starts, np.where(staged & (index % 2 == 1), times, ends))
+        repeats = self._moves(grid, before, times)
+        again = skip & (before == times if grid.corrected else index > 0)
         rows = [
             _Row(
                 one.x0,
+                one.eps if grid.corrected else _AS_IT_IS,
                 moves[i],
-                repeats[i] if twice[i] and self.config["skip_prk_steps"] else None,
+                repeats[i] if again[i] else None,
                 i % 4 if staged[i] else None,
             )
             for i, one in enumerate(self._readings(grid))
         ]
         return rows, [False] * len(rows)
 
-    def _moves(self, starts: np.ndarray, ends: np.ndarray) -> list[_Move]:
+    def _moves(self, grid: Grid, starts: np.ndarray, ends: np.ndarray) -> list[_Move]:
         here, there = self._cumulative(starts), self._cumulative(ends, self.final_alpha_cumprod)
         if here.min() == 0:
             raise InputError("PNDM cannot step from a sample without any signal; use betas below 1")
         over = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
         over = torch.where(here == there, 1.0, over)  # 0/0 where ᾱ = 1
-        columns = zip(*(c.tolist() for c in ((there / here) ** 0.5, there - here, over)), strict=True)
-        readings = self._readings(Grid(starts, 1))
-        return [_Move(one.eps, *rest) for one, rest in zip(readings, columns, strict=True)]
+        columns = (column.tolist() for column in ((there / here) ** 0.5, there - here, over))
+        readings = self._readings(grid._replace(times=starts))
+        eps = [_AS_IT_IS if grid.corrected else one.eps for one in readings]
+        return [_Move(*parts) for parts in zip(eps, *columns, strict=True)]
 
     def initial_state(self, plan: Plan) -> _State:
         return _State()
@@ -133,7 +139,7 @@ class PNDMScheduler(Scheduler):
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: _State, noise: torch.Tensor | None
     ) -> Advance:
-        x0 = row.x0(sample, model_output)
+        x0, model_output = row.x0(sample, model_output), row.slope(sample, model_output)
         if row.stage is not None:
             start, slope, state = self._runge_kutta(row.stage, model_output, sample, state)
             move = row.move

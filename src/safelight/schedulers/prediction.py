@@ -38,8 +38,8 @@ def training_target(prediction_type: str, x0: Any, noise: Any, alpha: Any, sigma
     `x0` and `noise` are (B, …); `alpha` and `sigma` floats or tensors that broadcast against them.
     """
     p, q = prediction_row(prediction_type, alpha, sigma)
-    if isinstance(p, float) and isinstance(q, float) and 0.0 in (p, q):
-        return noise if p == 0.0 else x0
+    if isinstance(p, float) and isinstance(q, float) and {p, q} == {0.0, 1.0}:
+        return x0 if p else noise
     return p * x0 + q * noise
 
 
