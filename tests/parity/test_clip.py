@@ -105,6 +105,7 @@ def test_same_ids_tokens_and_texts(pair: tuple[CLIPTokenizer, Any]) -> None:
     assert len(ours) == len(theirs)
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.added_tokens_encoder == ours.get_added_vocab() == theirs.added_tokens_encoder
     assert set(ours.all_special_ids) == set(theirs.all_special_ids)
 
 

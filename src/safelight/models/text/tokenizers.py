@@ -144,6 +144,11 @@ class Tokenizer:
         return self._backend.get_vocab(with_added_tokens=True)
 
     def get_added_vocab(self) -> dict[str, int]:
+        return self.added_tokens_encoder
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """The ids of the tokens that are matched as a whole: the special ones and those added later."""
         return {token.content: index for index, token in sorted(self._backend.get_added_tokens_decoder().items())}
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
