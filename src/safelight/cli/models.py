@@ -48,9 +48,12 @@ def pick_device(name: str) -> str:
 
     if name != "auto":
         try:
-            return str(torch.device(name))
-        except RuntimeError:
-            raise InputError(f"device is {name!r}; auto, cpu, cuda, cuda:1, mps … are known") from None
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError):
+            cards = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+            here = ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+            raise InputError(f"device is {name!r}, which is not here; usable: {', '.join(here)}") from None
+        return name
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
