@@ -49,25 +49,31 @@ class AttnProcessor:
 
         `attention_mask` (B or B·heads, 1 or tokens, keys) is added to the scores.
         """
-        residual = hidden_states
         x = attn.normed_tokens(hidden_states)
+        k, v = self._keys_values(attn, hidden_states, x, encoder_hidden_states)
+        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), k, v))
+        mask = self._mask(attn.per_head(attention_mask, len(x)), k.shape[2])
+        return attn.finish(attention(q, k, v, mask, attn.scale), hidden_states)
+
+    def _keys_values(
+        self, attn: Attention, hidden_states: torch.Tensor, x: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         context = x if encoder_hidden_states is None else attn.normed_context(encoder_hidden_states)
-        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), attn.to_k(context), attn.to_v(context)))
-        return attn.finish(attention(q, k, v, attn.per_head(attention_mask, len(x)), attn.scale), residual)
+        return attn.to_k(context), attn.to_v(context)
+
+    def _mask(self, mask: torch.Tensor | None, keys: int) -> torch.Tensor | None:
+        return mask
 
 
-class AttnAddedKVProcessor:
-    """Attention of pixels to text and to each other in one softmax (for `added_kv_proj_dim`)."""
+class AttnAddedKVProcessor(AttnProcessor):
+    """Attention of pixels to text and to each other in one softmax (for `added_kv_proj_dim`).
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """(B, C, H, W) to `encoder_hidden_states` (B, keys, added_kv_proj_dim); `attention_mask` is over those keys."""
-        x = attn.normed_tokens(hidden_states)
+    `encoder_hidden_states` are (B, keys, added_kv_proj_dim), and `attention_mask` is over those keys alone.
+    """
+
+    def _keys_values(
+        self, attn: Attention, hidden_states: torch.Tensor, x: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         context = hidden_states.flatten(2).transpose(1, 2)
         if encoder_hidden_states is not None:
             context = attn.normed_context(encoder_hidden_states)
@@ -75,11 +81,10 @@ class AttnAddedKVProcessor:
         if not attn.only_cross_attention:
             keys.append(attn.to_k(x))
             values.append(attn.to_v(x))
-        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1)))
-        mask = attn.per_head(attention_mask, len(x))
-        if mask is not None:
-            mask = F.pad(mask, (0, k.shape[2] - mask.shape[-1]))
-        return attn.finish(attention(q, k, v, mask, attn.scale), hidden_states)
+        return torch.cat(keys, 1), torch.cat(values, 1)
+
+    def _mask(self, mask: torch.Tensor | None, keys: int) -> torch.Tensor | None:
+        return None if mask is None else F.pad(mask, (0, keys - mask.shape[-1]))
 
 
 @functools.lru_cache(maxsize=256)
@@ -159,6 +164,10 @@ class Attention(nn.Module):
         self.add_v_proj: Any = None if added_kv_proj_dim is None else nn.Linear(added_kv_proj_dim, inner)
         self.to_out = nn.ModuleList([nn.Linear(inner, query_dim, bias=out_bias), nn.Dropout(dropout)])
         self.processor = processor or self.default_processor()
+
+    @property
+    def uses_default_processor(self) -> bool:
+        return isinstance(self.processor, (AttnProcessor, AttnAddedKVProcessor))
 
     def default_processor(self) -> Any:
         return DEFAULT_PROCESSOR if self.added_kv_proj_dim is None else ADDED_KV_PROCESSOR
