@@ -1,10 +1,10 @@
-"""Attention and its default processors under the name that scripts import them from."""
+"""The names under which scripts import attention and its processors."""
 
 from __future__ import annotations
 
 from ..nn.attention import Attention, AttnAddedKVProcessor, AttnProcessor
 
-# One default serves every release of torch that is supported: its kernel is the fused one.
+# Attention is always torch's fused kernel, so these are one.
 AttnProcessor2_0 = AttnProcessor
 AttnAddedKVProcessor2_0 = AttnAddedKVProcessor
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ConfigError, check_choice
 from .attention import Attention
 from .resnet import Downsample2D, FirDownsample2D, FirUpsample2D, ResnetBlock2D, Upsample2D, group_norm
-from .transformer import Context, DualTransformer2DModel, Transformer2DModel, run
+from .transformer import Context, Transformer2DModel, run
 
 
 class Kind(NamedTuple):
@@ -75,7 +75,6 @@ class StageOptions:
     transformer_layers: int | Sequence[int] = 1
     cross_attention_dim: int = 1280
     cross_attention_norm: str | None = None
-    dual_cross_attention: bool = False
     use_linear_projection: bool = False
     only_cross_attention: bool = False
     upcast_attention: bool = False
@@ -93,6 +92,11 @@ def _settled(kind: Kind, options: StageOptions) -> StageOptions:
     if kind.resample == "choice":
         check_choice("downsample_type or upsample_type", options.resample, ("conv", "resnet"))
     return dataclasses.replace(options, skip_time_act=False, **more)
+
+
+def _check_divides(what: str, number: Any, width: int) -> None:
+    if not isinstance(number, int) or number <= 0 or width % number:
+        raise ConfigError(f"{what} is {number!r}, but a number that divides {width} channels is needed")
 
 
 class Stage(nn.Module):
@@ -144,8 +148,7 @@ class Stage(nn.Module):
         options = self.options
         if self.kind.attention == "transformer":
             return self.transformer(width, layer)
-        if options.head_dim > width or width % options.head_dim:
-            raise ConfigError(f"attention_head_dim is {options.head_dim}, but it must divide the {width} channels")
+        _check_divides("attention_head_dim", options.head_dim, width)
         shared: dict[str, Any] = {"heads": width // options.head_dim, "dim_head": options.head_dim}
         shared.update(bias=True, upcast_softmax=True)
         if self.kind.attention == "added":
@@ -169,11 +172,8 @@ class Stage(nn.Module):
 
     def transformer(self, width: int, layer: int) -> nn.Module:
         options = self.options
-        if options.heads > width or width % options.heads:
-            raise ConfigError(f"the number of attention heads is {options.heads}, but it must divide {width} channels")
+        _check_divides("the number of heads (attention_head_dim or num_attention_heads)", options.heads, width)
         shape = (options.heads, width // options.heads, width)
-        if options.dual_cross_attention:
-            return DualTransformer2DModel(*shape, 1, options.cross_attention_dim, options.groups, dropout=0.1)
         layers = options.transformer_layers
         if not isinstance(layers, int):
             if layer >= len(layers):

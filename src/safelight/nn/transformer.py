@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InputError
 from .attention import Attention
 from .resnet import group_norm
 
@@ -176,32 +175,3 @@ class Transformer2DModel(nn.Module):
         else:
             h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
         return h + x
-
-
-class DualTransformer2DModel(nn.Module):
-    """Two transformers, each for its part of the context, mixed (Xu et al. 2023, arXiv:2211.08332).
-
-    `encoder_hidden_states` are the tokens of the two conditions behind each other, `condition_lengths` of each.
-    """
-
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__()
-        self.transformers = nn.ModuleList(Transformer2DModel(*args, **options) for _ in range(2))
-        self.mix_ratio = 0.5
-        self.condition_lengths = [77, 257]
-        self.transformer_index_for_condition = [1, 0]
-
-    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
-        if context.encoder_hidden_states is None:
-            raise InputError(
-                "encoder_hidden_states is None, but dual cross-attention needs the tokens of two conditions"
-            )
-        conditions = context.encoder_hidden_states[:, : sum(self.condition_lengths)].split_with_sizes(
-            self.condition_lengths, dim=1
-        )
-        weights = (self.mix_ratio, 1 - self.mix_ratio)
-        out = x
-        for condition, index, weight in zip(conditions, self.transformer_index_for_condition, weights, strict=True):
-            h = self.transformers[index](x, Context(condition, arguments=context.arguments))
-            out = out + weight * (h - x)
-        return out
