@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -72,7 +73,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.log.append((self.command, path))
-        repository, _, rest = path.lstrip("/").partition("/resolve/")
+        is_listing = path.startswith("/api/models/")
+        repository, _, rest = (
+            path.removeprefix("/api/models").lstrip("/").partition("/revision/" if is_listing else "/resolve/")
+        )
         folder = self.server.root / repository
         if repository in self.server.gated:
             return self._refuse(403, "GatedRepo")
@@ -81,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         revision, _, name = rest.partition("/")
         if revision not in ("main", COMMIT):
             return self._refuse(404, "RevisionNotFound")
+        if is_listing:
+            return self._list(folder, repository)
         if not (folder / name).is_file():
             return self._refuse(404, "EntryNotFound")
         return self._send((folder / name).read_bytes(), path, body)
@@ -92,18 +98,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def _list(self, folder: Path, repository: str) -> None:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        siblings = [{"rfilename": path.relative_to(folder).as_posix(), "size": path.stat().st_size} for path in files]
+        answer = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
     def _send(self, content: bytes, path: str, body: bool) -> None:
-        first = 0
+        first, total, etag = 0, len(content), hashlib.sha1(content).hexdigest()
         wanted = self.headers.get("Range")
         if wanted:
             self.server.ranges.append(wanted)
-            first = int(wanted.removeprefix("bytes=").split("-")[0])
+            start, _, end = wanted.removeprefix("bytes=").partition("-")
+            first, content = int(start), content[: int(end) + 1] if end else content
         self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("Accept-Ranges", "bytes")
         if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{total}")
         self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         if not body:
