@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,20 +27,23 @@ def _perfect(kind: str, x: torch.Tensor, alpha: float, sigma: float) -> torch.Te
     return training_target(kind, x0, eps, alpha / scale, sigma / scale)
 
 
-def _sample(scheduler: Any, plan: Any, x: torch.Tensor, noisy: bool = False) -> torch.Tensor:
+def gaussian_sample(
+    scheduler: Any, plan: Any, x: torch.Tensor, noisy: bool = False, network: Callable[..., torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Run `plan` from `x` with a perfect network, or the given one."""
     state, generator = scheduler.initial_state(plan), torch.Generator().manual_seed(0)
     for i, (alpha, sigma) in enumerate(plan.levels):
-        y = _perfect(scheduler.config.prediction_type, x, alpha, sigma)
+        y = network(x, alpha, sigma) if network else _perfect(scheduler.config.prediction_type, x, alpha, sigma)
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype) if noisy and plan.needs_noise[i] else None
         x, state, _ = scheduler.advance(plan, i, y, x, state, z)
     return x
 
 
-def _error(scheduler: Any, plan: Any) -> float:
+def gaussian_error(scheduler: Any, plan: Any) -> float:
     """Relative error of the path that starts at 1: the probability flow keeps x proportional to its spread."""
     alpha, sigma = plan.levels[0]
     exact = SPREAD / (alpha**2 * SPREAD**2 + sigma**2) ** 0.5
-    return abs(_sample(scheduler, plan, torch.ones(1, 1)).item() / exact - 1)
+    return abs(gaussian_sample(scheduler, plan, torch.ones(1, 1)).item() / exact - 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +51,7 @@ def _error(scheduler: Any, plan: Any) -> float:
 def test_first_order_solvers_converge(solver: Any, kind: str) -> None:
     config = {"clip_sample": False} if solver is DDIMScheduler else {"timestep_spacing": "leading"}
     scheduler = solver(prediction_type=kind, **VP, **config)
-    errors = [_error(scheduler, scheduler.plan(steps)) for steps in (25, 50, 100, 500)]
+    errors = [gaussian_error(scheduler, scheduler.plan(steps)) for steps in (25, 50, 100, 500)]
     assert errors[-1] < 0.01
     assert 1.6 < errors[0] / errors[1] < 2.6
     assert 1.6 < errors[1] / errors[2] < 2.6
@@ -58,15 +62,15 @@ def test_first_order_solvers_converge(solver: Any, kind: str) -> None:
 def test_multistep_converges_faster(skip: bool, kind: str) -> None:
     scheduler = PNDMScheduler(prediction_type=kind, skip_prk_steps=skip, set_alpha_to_one=True, **VP)
     euler = DDIMScheduler(prediction_type=kind, clip_sample=False, **VP)
-    errors = [_error(scheduler, scheduler.plan(steps, corrected=True)) for steps in (25, 100)]
+    errors = [gaussian_error(scheduler, scheduler.plan(steps, corrected=True)) for steps in (25, 100)]
     assert errors[1] < errors[0] / 3
-    assert errors[1] < _error(euler, euler.plan(100)) / 4
+    assert errors[1] < gaussian_error(euler, euler.plan(100)) / 4
 
 
 @pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas"])
 def test_euler_converges_on_other_grids(flag: str) -> None:
     scheduler = EulerDiscreteScheduler(**{flag: True}, **VP)
-    errors = [_error(scheduler, scheduler.plan(steps)) for steps in (20, 40, 300)]
+    errors = [gaussian_error(scheduler, scheduler.plan(steps)) for steps in (20, 40, 300)]
     assert errors[0] > errors[1] > 5 * errors[2]
     assert errors[2] < 0.02
 
@@ -76,7 +80,7 @@ def test_euler_converges_on_other_grids(flag: str) -> None:
 def test_ancestral_sampling_has_the_spread_of_the_data(kind: str, variance_type: str) -> None:
     scheduler = DDPMScheduler(prediction_type=kind, variance_type=variance_type, clip_sample=False)
     x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(7))
-    samples = _sample(scheduler, scheduler.plan(), x, noisy=True)
+    samples = gaussian_sample(scheduler, scheduler.plan(), x, noisy=True)
     assert samples.std().item() == pytest.approx(SPREAD, rel=0.03)
     assert abs(samples.mean().item()) < 0.02
 
@@ -85,7 +89,7 @@ def test_ancestral_sampling_has_the_spread_of_the_data(kind: str, variance_type:
 def test_stochastic_ddim_has_the_spread_of_the_data(eta: float) -> None:
     scheduler = DDIMScheduler(clip_sample=False)
     x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(7))
-    assert _sample(scheduler, scheduler.plan(250, eta=eta), x, noisy=True).std().item() == pytest.approx(
+    assert gaussian_sample(scheduler, scheduler.plan(250, eta=eta), x, noisy=True).std().item() == pytest.approx(
         SPREAD, rel=0.03
     )
 
@@ -147,7 +151,7 @@ def test_no_noise_at_all_is_not_a_division_by_zero() -> None:
 def test_corrected_ddim_and_pndm_follow_the_timetable(spacing: str) -> None:
     config = {"timestep_spacing": spacing, **VP}
     for scheduler in (DDIMScheduler(clip_sample=False, **config), PNDMScheduler(set_alpha_to_one=True, **config)):
-        errors = [_error(scheduler, scheduler.plan(150, corrected=corrected)) for corrected in (False, True)]
+        errors = [gaussian_error(scheduler, scheduler.plan(150, corrected=corrected)) for corrected in (False, True)]
         assert errors[1] < 0.03
         assert errors[0] > 2 * errors[1]
 
@@ -155,14 +159,16 @@ def test_corrected_ddim_and_pndm_follow_the_timetable(spacing: str) -> None:
 def test_corrected_pndm_combines_noise_rather_than_velocities() -> None:
     scheduler = PNDMScheduler(prediction_type="v_prediction", set_alpha_to_one=True, **VP)
     epsilon = PNDMScheduler(set_alpha_to_one=True, **VP)
-    errors = [_error(scheduler, scheduler.plan(50, corrected=corrected)) for corrected in (False, True)]
+    errors = [gaussian_error(scheduler, scheduler.plan(50, corrected=corrected)) for corrected in (False, True)]
     assert errors[0] > 2 * errors[1]
-    assert errors[1] == pytest.approx(_error(epsilon, epsilon.plan(50)), rel=0.05)
+    assert errors[1] == pytest.approx(gaussian_error(epsilon, epsilon.plan(50)), rel=0.05)
 
 
 def test_corrected_pndm_does_not_lag_after_a_start_inside_the_timetable() -> None:
     scheduler = PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, **VP)
-    errors = [_error(scheduler, scheduler.plan(50, corrected=corrected).start_at(21)) for corrected in (False, True)]
+    errors = [
+        gaussian_error(scheduler, scheduler.plan(50, corrected=corrected).start_at(21)) for corrected in (False, True)
+    ]
     assert errors[1] < 0.01
     assert errors[0] > 2 * errors[1]
 
@@ -171,7 +177,7 @@ def test_runge_kutta_can_start_at_its_steps_only() -> None:
     scheduler = PNDMScheduler(set_alpha_to_one=True, **VP)
     plan = scheduler.plan(50)
     for begin in (4, 8, 12, 20):
-        assert _error(scheduler, plan.start_at(begin)) < 0.02
+        assert gaussian_error(scheduler, plan.start_at(begin)) < 0.02
     with pytest.raises(InputError, match="start at step 0, 4, 8, 12"):
         scheduler.advance(plan.start_at(5), 0, start(1.0), start(1.0), scheduler.initial_state(plan))
 
@@ -199,3 +205,21 @@ def test_corrected_euler_reads_velocities_where_the_churned_sample_is() -> None:
         read.append(scheduler.advance(plan, 3, y, x, None, z).pred_original_sample)
     assert torch.allclose(read[1], x0, atol=1e-4)
     assert (read[0] - x0).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("solver", [DDPMScheduler, DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])
+def test_gradients_flow_through_a_run(solver: Any) -> None:
+    scheduler = solver(prediction_type="v_prediction")
+    plan, (x, scale) = scheduler.plan(5), (start(1.0), torch.tensor(1.0, requires_grad=True))
+
+    def run(scale: torch.Tensor) -> torch.Tensor:
+        z, state = x, None
+        for i in range(len(plan)):
+            y = network(scheduler.scale_input(plan, i, z), plan.times[i]) * scale
+            z, state, _ = scheduler.advance(plan, i, y, z, state, x)
+        return z.double().sum()
+
+    (gradient,) = torch.autograd.grad(run(scale), scale)
+    with torch.no_grad():
+        numeric = (run(scale + 1e-3) - run(scale - 1e-3)) / 2e-3
+    assert gradient.item() == pytest.approx(numeric.item(), rel=0.02, abs=0.05)

@@ -84,8 +84,9 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     """Base of the solvers.
 
     A subclass has a constructor that calls `_set_up`, `_rows(grid, **options)` and `_advance(row, y, x, state, noise)`;
-    it lists its run options with their defaults in `options` and the custom timetables that it takes in `custom`. One
-    that works on σ instead of training timesteps derives from `sigma.SigmaScheduler`.
+    it lists its run options with their defaults in `options`, those that shape the timetable (arguments of `_grid`) in
+    `timetable_options`, and the custom timetables that it takes in `custom`. One that works on σ instead of training
+    timesteps derives from `sigma.SigmaScheduler`.
 
     Nothing of the pure surface (`plan`, `initial_state`, `scale_input`, `advance`, `noised`) changes the object, so
     threads can share one. The familiar surface keeps one run on the object.
@@ -146,14 +147,17 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         """
         custom = {"timesteps": timesteps, "sigmas": sigmas}
         arrays = {name: descending(name, values) for name, values in custom.items() if values is not None}
-        known = ("corrected", *self.custom, *self.options)
+        known = ("corrected", *self.custom, *self.timetable_options, *self.options)
         check_known(f"{type(self).__name__}.plan", [*arrays, *options], known)
         if len(arrays) + (num_inference_steps is not None) > 1:
             raise InputError("num_inference_steps, timesteps and sigmas say the same thing; give one of them")
+        shape = {name: options.pop(name, default) for name, default in self.timetable_options.items()}
         if num_inference_steps is not None:
-            grid = self._grid(_step_count(num_inference_steps), corrected)
+            grid = self._grid(_step_count(num_inference_steps), corrected, **shape)
+        elif arrays:
+            grid = self._custom_grid(corrected, **arrays, **shape)
         else:
-            grid = self._custom_grid(corrected, **arrays) if arrays else self._training_grid(corrected)
+            grid = self._training_grid(corrected)
         return self._assemble(grid, {**self.options, **options}, device)
 
     def _assemble(self, grid: Grid, options: dict[str, Any], device: Any = None) -> Plan:
@@ -196,7 +200,8 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     ) -> Advance:
         """One step from evaluation `i`, with no side effect and without reading a tensor's value.
 
-        `model_output` and `sample` are (B, C, …); `noise`, of its shape, is needed where `plan.needs_noise[i]`.
+        `model_output` and `sample` are (B, C, …); `state` is what the step before gave back (None: a run starts here);
+        `noise`, of the sample's shape, is needed where `plan.needs_noise[i]`.
         Raises `InputError` past the plan's end, for mismatched shapes, and for missing noise.
         """
         row = plan.row(i)
@@ -207,6 +212,8 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
                 f"model_output has shape {tuple(model_output.shape)}, but for a sample of {tuple(sample.shape)} "
                 f"{type(self).__name__} needs {tuple(self._output_shape(sample))}"
             )
+        if state is None:
+            state = self.initial_state(plan)
         if noise is None and plan.needs_noise[i]:
             raise InputError(f"step {i} of this plan adds noise; pass noise of shape {tuple(sample.shape)}")
         return self._advance(row, model_output, sample, state, noise)

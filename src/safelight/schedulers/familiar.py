@@ -51,6 +51,7 @@ class FamiliarSurface:
     """Keeps one run of a scheduler on the object, as scripts expect; all mathematics is in `plan` and `advance`."""
 
     options: ClassVar[dict[str, Any]] = {}
+    timetable_options: ClassVar[dict[str, Any]] = {}
     custom: ClassVar[tuple[str, ...]] = ("timesteps",)
     # Arguments of `step` after the solver's options, in their positional order.
     _step_arguments: ClassVar[dict[str, Any]] = {"generator": None, "return_dict": True}
@@ -71,9 +72,9 @@ class FamiliarSurface:
         super().__init_subclass__(**kwargs)
         # Scripts and pipelines read signatures to learn what a scheduler takes, so each class shows its own.
         steps, custom = {"num_inference_steps": None}, dict.fromkeys(cls.custom)
-        correction = {"corrected": False}
-        _show(cls, "plan", steps, {**custom, "device": None, **correction, **cls.options})
-        _show(cls, "set_timesteps", {**steps, "device": None, **custom}, {**correction, **cls.options})
+        further = {**cls.timetable_options, "corrected": False, **cls.options}
+        _show(cls, "plan", steps, {**custom, "device": None, **further})
+        _show(cls, "set_timesteps", {**steps, "device": None, **custom}, further)
         tensors = dict.fromkeys(("model_output", "timestep", "sample"), inspect.Parameter.empty)
         _show(cls, "step", {**tensors, **cls.options, **cls._step_arguments}, {})
 

@@ -132,10 +132,14 @@ class SigmaScheduler(Scheduler):
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """x/√(σ² + 1) at `timestep` (one of `timesteps`), the evaluation that `step` takes next."""
         run = self._run()
-        i = self._step_index or 0 if timestep is None else self._locate(run, timestep)[1]
+        expected = self._step_index if self._step_index is not None else self._begin_index or 0
+        i = expected if timestep is None else self._locate(run, timestep)[1]
         if i != self._step_index:
             self._step_index, self._state = i, self.initial_state(run)
         return self.scale_input(run, i, sample)
+
+    def _indices(self, timesteps: Any) -> list[int]:
+        return [self.index_for_timestep(t) for t in torch.as_tensor(timesteps).reshape(-1).tolist()]
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
@@ -145,11 +149,10 @@ class SigmaScheduler(Scheduler):
         `original_samples` and `noise` are (B, …). Raises `InputError` for a timestep that is not in the timetable.
         """
         sigmas = self.sigmas.to(original_samples.device, original_samples.dtype)
-        at = self._step_index if self._step_index is not None else self._begin_index
         if self._begin_index is None:
-            chosen = sigmas[[self.index_for_timestep(t) for t in torch.as_tensor(timesteps).reshape(-1).tolist()]]
+            chosen = sigmas[self._indices(timesteps)]
         else:
-            chosen = sigmas[at]
+            chosen = sigmas[self._begin_index if self._step_index is None else self._step_index]
         return original_samples + noise * chosen.reshape(-1, *[1] * (original_samples.ndim - 1))
 
     def get_velocity(
@@ -160,7 +163,7 @@ class SigmaScheduler(Scheduler):
         The reference looks ᾱ up at the place in the timetable, which falls, as though it were the training timestep,
         which rises; `corrected` takes ᾱ = 1/(σ² + 1) at the timestep itself.
         """
-        index = [self.index_for_timestep(t) for t in torch.as_tensor(timesteps).reshape(-1).tolist()]
+        index = self._indices(timesteps)
         table = 1 / (self.sigmas**2 + 1) if corrected else self.alphas_cumprod
         alpha, sigma = self._spread(table.to(sample.device), index, sample, corrected)
         return alpha * noise - sigma * sample
