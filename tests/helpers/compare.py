@@ -16,12 +16,11 @@ def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def assert_same_pictures(ours: list[Any], theirs: list[Any]) -> None:
-    """uint8 pictures equal but for at most 1 level in at most 0.1 % of the values; and not blank."""
+    """uint8 pictures equal but for 1 level in at most 0.1 % of all their values; and not blank."""
     assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        a, b = np.asarray(one, dtype=np.int16), np.asarray(other, dtype=np.int16)
-        assert a.shape == b.shape
-        assert a.std() > 1, "a blank picture proves nothing"
-        difference = np.abs(a - b)
-        assert difference.max() <= 1
-        assert (difference > 0).mean() <= 0.001
+    first, second = (np.stack([np.asarray(picture, dtype=np.int16) for picture in list_]) for list_ in (ours, theirs))
+    assert first.shape == second.shape
+    assert first.std(axis=(1, 2, 3)).min() > 1, "a blank picture proves nothing"
+    difference = np.abs(first - second)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 0.001
