@@ -120,6 +120,7 @@ class ConfigMixin:
     ignore_for_config: ClassVar[list[str]] = []
     has_compatibles: ClassVar[bool] = False
     _deprecated_kwargs: ClassVar[list[str]] = []
+    _config: FrozenConfig  # `config` itself, for places that run often
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -166,7 +167,9 @@ class ConfigMixin:
         check_known(cls.__name__, overrides, expected)
         built = cls(**{**arguments, **overrides})
         # The originals' hidden entries ride along so that converting back restores them.
-        hidden = {key: value for key, value in source.items() if key not in expected and key != "_class_name"}
+        hidden = {key: value for key, value in source.items() if key not in expected}
+        if "_class_name" in hidden:
+            hidden["_class_name"] = cls.__name__
         built.__dict__["_config"] = FrozenConfig({**hidden, **built.config})
         cls._report_unknown(source, expected)
         return (built, unused) if return_unused else built  # type: ignore[return-value]

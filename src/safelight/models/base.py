@@ -80,7 +80,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         if asked == "auto" and wanted == torch.float16 and cls._overflows_in_float16(config):
             wanted = torch.float32
         files = find_weights(source, cls._weights_name, variant, use_safetensors)
-        model = cls._on_meta({**config, "_name_or_path": source.location}, overrides)
+        model = cls._on_meta({**config, "_name_or_path": str(source)}, overrides)
         left = load_into(
             model,
             files,
