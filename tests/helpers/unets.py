@@ -76,7 +76,6 @@ CONDITION: dict[str, dict[str, Any]] = {
     "encoder_hid_dim": {"encoder_hid_dim": 20},
     "encoder_hid_dim_type": {"encoder_hid_dim": 20, "encoder_hid_dim_type": "text_proj"},
     "heads of each block": {"attention_head_dim": (2, 8)},
-    "dual_cross_attention": {"dual_cross_attention": True},
     "use_linear_projection": {"use_linear_projection": True},
     "class labels": {"num_class_embeds": 10},
     "class_embed_type timestep": {"class_embed_type": "timestep", "act_fn": "mish"},
@@ -132,6 +131,8 @@ CONDITION: dict[str, dict[str, Any]] = {
         "cross_attention_norm": "group_norm",
         "only_cross_attention": True,
     },
+    "gated": {"attention_type": "gated"},
+    "gated-text-image": {"attention_type": "gated-text-image"},
     "old prefix": {
         "down_block_types": ("UNetResCrossAttnDownBlock2D", "UNetResDownBlock2D"),
         "up_block_types": ("UNetResUpBlock2D", "UNetResCrossAttnUpBlock2D"),
@@ -208,6 +209,17 @@ def matched(ours: type[nn.Module], theirs: type[nn.Module], config: dict[str, An
     return model.eval(), reference.eval()
 
 
+def _boxes(batch: int, width: int, images: bool, draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """Three boxes per picture, of which the last is padding, with what belongs in them."""
+    masks = torch.tensor([1.0, 1.0, 0.0]).expand(batch, 3)
+    embeddings = torch.randn((2, batch, 3, width), generator=draw)
+    boxes = {"boxes": torch.rand((batch, 3, 4), generator=draw), "masks": masks}
+    if not images:
+        return {**boxes, "positive_embeddings": embeddings[0]}
+    named = {"phrases_embeddings": embeddings[0], "image_embeddings": embeddings[1]}
+    return {**boxes, **named, "phrases_masks": masks, "image_masks": masks.flip(1) * masks}
+
+
 def inputs(config: dict[str, Any], batch: int = 2, size: tuple[int, int] = (8, 8), seed: int = 1) -> dict[str, Any]:
     """A forward's arguments: random, and with what the config asks for beside sample and timestep."""
     draw = torch.Generator().manual_seed(seed)
@@ -232,8 +244,10 @@ def inputs(config: dict[str, Any], batch: int = 2, size: tuple[int, int] = (8, 8
         return arguments
     text = config["cross_attention_dim"]
     text = config.get("encoder_hid_dim") or (text if isinstance(text, int) else text[0])
-    tokens = 77 + 257 if config.get("dual_cross_attention") else TOKENS
-    arguments["encoder_hidden_states"] = noise(batch, tokens, text)
+    arguments["encoder_hidden_states"] = noise(batch, TOKENS, text)
+    if "gated" in config.get("attention_type", ""):
+        images = config["attention_type"] == "gated-text-image"
+        arguments["cross_attention_kwargs"] = {"gligen": _boxes(batch, text, images, draw)}
     if config.get("time_cond_proj_dim") is not None:
         arguments["timestep_cond"] = noise(batch, config["time_cond_proj_dim"])
     if config.get("addition_embed_type") == "text_time":
