@@ -6,6 +6,7 @@ Public names are imported on first use (PEP 562), so `import safelight` costs no
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _EXPORTS = {
         "UnsafeFileError",
         "WeightsError",
     ),
+    "image_processor": ("VaeImageProcessor",),
     "models.autoencoder_kl": ("AutoencoderKL",),
     "models.base": ("ModelMixin",),
     "models.clip_image_processor": ("CLIPImageProcessor",),
@@ -33,6 +35,15 @@ _EXPORTS = {
     "models.text.tokenizers": ("CLIPTokenizer",),
     "models.unet_2d": ("UNet2DModel",),
     "models.unet_2d_condition": ("UNet2DConditionModel",),
+    "optimization": (
+        "get_constant_schedule",
+        "get_constant_schedule_with_warmup",
+        "get_cosine_schedule_with_warmup",
+        "get_cosine_with_hard_restarts_schedule_with_warmup",
+        "get_linear_schedule_with_warmup",
+        "get_polynomial_decay_schedule_with_warmup",
+        "get_scheduler",
+    ),
     "pipelines.base": ("DiffusionPipeline",),
     "pipelines.stable_diffusion": ("StableDiffusionPipeline",),
     "pipelines.unconditional": ("DDIMPipeline", "DDPMPipeline"),
@@ -41,6 +52,7 @@ _EXPORTS = {
     "schedulers.ddpm": ("DDPMScheduler",),
     "schedulers.euler": ("EulerDiscreteScheduler",),
     "schedulers.pndm": ("PNDMScheduler",),
+    "training_utils": ("EMAModel",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
@@ -53,6 +65,18 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def names_below(package: str) -> Callable[[str], Any]:
+    """A `__getattr__` for a subpackage: it has the public names whose modules lie in it."""
+    inside = package.removeprefix(f"{__name__}.") + "."
+
+    def getattr_(name: str) -> Any:
+        if not _HOME.get(name, "").startswith(inside):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return __getattr__(name)
+
+    return getattr_
 
 
 def __dir__() -> list[str]:

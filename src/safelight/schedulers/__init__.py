@@ -5,12 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from .. import names_below
 
-
-def __getattr__(name: str) -> Any:
-    package = importlib.import_module(__name__.rpartition(".")[0])
-    if not package._HOME.get(name, "").startswith("schedulers."):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(package, name)
+__getattr__ = names_below(__name__)

@@ -147,10 +147,12 @@ def get_scheduler(
 
 
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> LambdaLR:
+    """The optimiser's own learning rate throughout."""
     return get_scheduler("constant", optimizer, last_epoch=last_epoch)
 
 
 def get_constant_schedule_with_warmup(optimizer: Optimizer, num_warmup_steps: int, last_epoch: int = -1) -> LambdaLR:
+    """A linear rise over `num_warmup_steps`, then the optimiser's own learning rate."""
     return LambdaLR(optimizer, factor("constant_with_warmup", warmup=num_warmup_steps), last_epoch)
 
 
@@ -167,18 +169,21 @@ def get_linear_schedule_with_warmup(
     f_min: float = 0.0,
     f_max: float = 1.0,
 ) -> LambdaLR:
+    """A linear rise, then a linear fall from `f_max` to `f_min` times the learning rate."""
     return LambdaLR(optimizer, linear(num_warmup_steps, num_training_steps, f_min, f_max), last_epoch)
 
 
 def get_cosine_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, num_cycles: float = 0.5, last_epoch: int = -1
 ) -> LambdaLR:
+    """A linear rise, then `num_cycles` waves of a cosine (one half: down to 0 at the end)."""
     return LambdaLR(optimizer, cosine(num_warmup_steps, num_training_steps, num_cycles), last_epoch)
 
 
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, num_cycles: int = 1, last_epoch: int = -1
 ) -> LambdaLR:
+    """A linear rise, then `num_cycles` falls along a cosine, each from the top."""
     return LambdaLR(optimizer, cosine_with_restarts(num_warmup_steps, num_training_steps, num_cycles), last_epoch)
 
 
@@ -190,5 +195,6 @@ def get_polynomial_decay_schedule_with_warmup(
     power: float = 1.0,
     last_epoch: int = -1,
 ) -> LambdaLR:
+    """A linear rise, then a fall to `lr_end` along a polynomial of degree `power`."""
     lr_init = optimizer.defaults["lr"]
     return LambdaLR(optimizer, polynomial(num_warmup_steps, num_training_steps, lr_init, lr_end, power), last_epoch)
