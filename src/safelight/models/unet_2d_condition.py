@@ -338,7 +338,7 @@ class UNet2DConditionModel(ModelMixin, AttentionSeam):
         """
         self._check(sample, encoder_hidden_states, attention_mask, encoder_attention_mask)
         check_class_labels(self.class_embedding, class_labels, len(sample))
-        if self.config.center_input_sample:
+        if self._config["center_input_sample"]:
             sample = 2 * sample - 1.0
         emb = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs or {})
         if self.encoder_hid_proj is not None:
@@ -377,11 +377,11 @@ class UNet2DConditionModel(ModelMixin, AttentionSeam):
         times = batch_of_times(timestep, sample)
         emb = self.time_embedding(self.time_proj(times).to(sample.dtype), timestep_cond)
         if self.class_embedding is not None:
-            if self.config.class_embed_type == "timestep":
+            if self._config["class_embed_type"] == "timestep":
                 class_labels = self.time_proj(class_labels).to(sample.dtype)
             classes = self.class_embedding(class_labels).to(sample.dtype)
-            emb = torch.cat([emb, classes], dim=-1) if self.config.class_embeddings_concat else emb + classes
-        kind = self.config.addition_embed_type
+            emb = torch.cat([emb, classes], dim=-1) if self._config["class_embeddings_concat"] else emb + classes
+        kind = self._config["addition_embed_type"]
         needed = ("text_embeds", "time_ids") if kind == "text_time" else ()
         for name in (*needed, *added):
             if name not in needed:
@@ -398,8 +398,8 @@ class UNet2DConditionModel(ModelMixin, AttentionSeam):
 
     def _embed_sizes(self, text_embeds: torch.Tensor, time_ids: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """Pooled text and numbers (sizes, crops, a score) (Podell et al. 2023, arXiv:2307.01952, section 2.2)."""
-        rows, each = len(text_embeds), self.config.addition_time_embed_dim
-        wanted = self.config.projection_class_embeddings_input_dim
+        rows, each = len(text_embeds), self._config["addition_time_embed_dim"]
+        wanted = self._config["projection_class_embeddings_input_dim"]
         width, given = text_embeds.shape[-1], time_ids.numel() // rows
         if rows not in (1, len(emb)) or len(time_ids) != rows or width + given * each != wanted:
             raise InputError(
@@ -425,12 +425,12 @@ class UNet2DConditionModel(ModelMixin, AttentionSeam):
         attention_mask: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
     ) -> None:
-        channels = self.config.in_channels
+        channels = self._config["in_channels"]
         if sample.ndim != 4 or sample.shape[1] != channels:
             raise InputError(f"sample has the shape {tuple(sample.shape)}, but (B, {channels}, H, W) is needed")
         batch = len(sample)
         if isinstance(text, torch.Tensor):
-            width = self.config.encoder_hid_dim or self.config.cross_attention_dim
+            width = self._config["encoder_hid_dim"] or self._config["cross_attention_dim"]
             if text.ndim != 3 or len(text) != batch or (isinstance(width, int) and text.shape[2] != width):
                 shape = tuple(text.shape)
                 raise InputError(

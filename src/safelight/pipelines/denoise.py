@@ -7,18 +7,19 @@ import inspect
 import logging
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ..configuration import check_known
-from ..errors import InputError, check_choice
+from ..errors import InputError, NonFiniteError, check_choice
 from ..images import OUTPUT_TYPES
 from ..randomness import generators, randn_tensor
 from .adapt import as_pure
 from .base import DiffusionPipeline
-from .trajectory import Trajectory
+from .events import RunView, StepEvent
+from .guidance import Guidance
 
 if TYPE_CHECKING:
     from ..schedulers.base import Plan, Scheduler
@@ -26,73 +27,118 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a callback finds on "the pipeline" and may set there; it belongs to the run, not to the shared object.
-_RUN_ATTRIBUTES = (
-    "guidance_scale",
-    "guidance_rescale",
-    "do_classifier_free_guidance",
-    "clip_skip",
-    "cross_attention_kwargs",
-    "num_timesteps",
-    "interrupt",
-)
+Tensors = dict[str, torch.Tensor]
 
 
-class RunView:
-    """What a callback receives: reads like the pipeline, and keeps what is set on it to this run."""
+@dataclass(eq=False)
+class Trajectory:
+    """The state of one request between `prepare` and `decode`.
 
-    def __init__(self, pipeline: DenoisingPipeline, trajectory: Trajectory):
-        self.__dict__.update(_view_of=pipeline, _trajectory=trajectory)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(self._view_of)
-
-    @property
-    def scheduler(self) -> Any:
-        """This run's scheduler on the familiar surface: a copy that stands at the current step."""
-        return self._trajectory.scheduler.at(self._trajectory.plan, self._trajectory.index)
-
-    def __getattr__(self, name: str) -> Any:
-        bare = name.removeprefix("_")
-        return getattr(self._trajectory, bare) if bare in _RUN_ATTRIBUTES else getattr(self._view_of, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        bare = name.removeprefix("_")
-        if bare in _RUN_ATTRIBUTES:
-            setattr(self._trajectory, bare, value)
-        else:
-            self.__dict__[name] = value
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """One finished step, as `pipe.stream(…)` yields it.
-
-    `index` counts from 0; `timestep` is the network's t (0-d tensor); `latents` is the sample after the step and
-    `pred_original_sample` the solver's current estimate of x₀ (None where the solver has none).
+    `sample` is x_t at evaluation `index` of `plan`, (batch, channels, height, width). `conditioning` holds the
+    tensors that the denoiser takes beside x_t and t, batch first; `negative` those of the negative pass where there
+    is guidance. `generator` gives the noise of stochastic steps, `forward_options` reach the network as they are, and
+    `settings` is what `decode` needs to know. Nothing here is shared with another run.
     """
 
-    pipeline: DenoisingPipeline
-    trajectory: Trajectory
-    index: int
-    timestep: torch.Tensor
-    latents: torch.Tensor
-    pred_original_sample: torch.Tensor | None
+    scheduler: Scheduler
+    plan: Plan
+    sample: torch.Tensor
+    conditioning: Tensors = field(default_factory=dict)
+    negative: Tensors | None = None
+    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
+    generator: torch.Generator | list[torch.Generator] | None = None
+    forward_options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    index: int = 0
+    state: Any = None
+    pred_original_sample: torch.Tensor | None = None
+    interrupt: bool = False
+    num_timesteps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_timesteps = len(self.plan)
+        if self.state is None:
+            self.state = self.scheduler.initial_state(self.plan)
+
+    # What scripts' callbacks read and set on "the pipeline" (see `events.RunView`).
+    @property
+    def guidance_scale(self) -> float:
+        return self.guidance.scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        self.guidance = replace(self.guidance, scale=scale)
 
     @property
-    def progress(self) -> float:
-        return (self.index + 1) / len(self.trajectory.plan)
+    def guidance_rescale(self) -> float:
+        return self.guidance.rescale
+
+    @guidance_rescale.setter
+    def guidance_rescale(self, rescale: float) -> None:
+        self.guidance = replace(self.guidance, rescale=rescale)
 
     @property
-    def preview(self) -> list:
-        """A cheap picture (PIL, one per image) of where the run is heading."""
-        best = self.latents if self.pred_original_sample is None else self.pred_original_sample
-        return self.pipeline.preview(best)
+    def do_classifier_free_guidance(self) -> bool:
+        return self.guidance.active and self.negative is not None
 
-    def decode(self, output_type: str = "pil") -> Any:
-        """The full decoding of `latents`; after the last step this is the result of the run."""
-        return self.pipeline.decode(self.trajectory, output_type, latents=self.latents)
+    @property
+    def clip_skip(self) -> int | None:
+        return self.settings.get("clip_skip")
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+        return self.forward_options.get("cross_attention_kwargs")
+
+    @cross_attention_kwargs.setter
+    def cross_attention_kwargs(self, value: dict[str, Any] | None) -> None:
+        self.forward_options = {**self.forward_options, "cross_attention_kwargs": value}
+
+    @property
+    def finished(self) -> bool:
+        return self.interrupt or self.index >= self.num_timesteps
+
+    @property
+    def passes(self) -> list[Tensors]:
+        """The conditionings of one step's forward: negative first, as the field stacks them."""
+        if self.do_classifier_free_guidance:
+            assert self.negative is not None
+            return [self.negative, self.conditioning]
+        return [self.conditioning]
+
+    def network_input(self) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
+        """Rows for the denoiser: x_t as it expects it, t (0-d), and the conditioning, all passes stacked."""
+        scaled = self.scheduler.scale_input(self.plan, self.index, self.sample)
+        timestep = self.plan.timesteps[self.index]
+        passes = self.passes
+        if len(passes) == 1:
+            return scaled, timestep, passes[0]
+        stacked = {name: torch.cat([one[name] for one in passes]) for name in passes[0]}
+        return torch.cat([scaled] * len(passes)), timestep, stacked
+
+    def advance(self, prediction: torch.Tensor, network: str) -> None:
+        """Take one step with the denoiser's output for all passes; `network` names it in errors."""
+        if self.do_classifier_free_guidance:
+            prediction = self.guidance.combine(*prediction.chunk(2))
+        noise = None
+        if self.plan.needs_noise[self.index]:
+            noise = randn_tensor(
+                self.sample.shape, generator=self.generator, device=self.sample.device, dtype=prediction.dtype
+            )
+        result = self.scheduler.advance(self.plan, self.index, prediction, self.sample, self.state, noise)
+        self._check_finite(result.sample, prediction, network)
+        self.sample, self.state, self.pred_original_sample = result
+        self.index += 1
+
+    def _check_finite(self, sample: torch.Tensor, prediction: torch.Tensor, network: str) -> None:
+        # On a GPU reading a flag would wait for the device, so there `decode` looks at the picture instead.
+        if sample.device.type != "cpu" or torch.isfinite(sample).all():
+            return
+        culprit = type(self.scheduler).__name__ if torch.isfinite(prediction).all() else network
+        step, total = self.index + 1, self.num_timesteps
+        advice = (
+            "load it with dtype=torch.float32, or check its weights" if culprit == network else "use another scheduler"
+        )
+        raise NonFiniteError(f"{culprit} gave NaN or infinity at step {step} of {total}; {advice}")
 
 
 class DenoisingPipeline(DiffusionPipeline):
@@ -102,6 +148,7 @@ class DenoisingPipeline(DiffusionPipeline):
     """
 
     _network: ClassVar[str] = "unet"
+    scheduler: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

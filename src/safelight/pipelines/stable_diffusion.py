@@ -18,10 +18,9 @@ from ..images import latent_preview
 from ..outputs import Output
 from ..schedulers.base import Scheduler
 from . import checks
-from .denoise import DenoisingPipeline
+from .denoise import DenoisingPipeline, Trajectory
 from .guidance import Guidance, guidance_embedding
 from .prompts import encode_clip
-from .trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 

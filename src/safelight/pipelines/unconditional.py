@@ -15,9 +15,8 @@ from ..outputs import Output
 from ..schedulers.base import Scheduler
 from ..schedulers.ddim import DDIMScheduler
 from . import checks
-from .denoise import DenoisingPipeline
+from .denoise import DenoisingPipeline, Trajectory
 from .guidance import Guidance
-from .trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 

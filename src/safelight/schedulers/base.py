@@ -204,7 +204,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         `noise`, of the sample's shape, is needed where `plan.needs_noise[i]`.
         Raises `InputError` past the plan's end, for mismatched shapes, and for missing noise.
         """
-        row = plan.row(i)
+        row = self._row(plan, i)
         if not isinstance(model_output, torch.Tensor) or not isinstance(sample, torch.Tensor):
             self._refuse_type(model_output, sample)
         if model_output.shape != self._output_shape(sample):
@@ -218,9 +218,14 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
             raise InputError(f"step {i} of this plan adds noise; pass noise of shape {tuple(sample.shape)}")
         return self._advance(row, model_output, sample, state, noise)
 
+    @staticmethod
+    def _row(plan: Plan, i: int) -> Any:
+        # Looked up here, so that a step stays in few files; `Plan.row` says what is wrong with `i`.
+        return plan.rows[i] if 0 <= i < len(plan.rows) else plan.row(i)
+
     def noised(self, plan: Plan, i: int, original: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """`original` x₀ at the noise level of evaluation `i`: α·x₀ + σ·ε, as `advance` wants it there."""
-        plan.row(i)
+        self._row(plan, i)
         alpha, sigma = plan.levels[i]
         return alpha * original + sigma * noise
 

@@ -126,7 +126,7 @@ class SigmaScheduler(Scheduler):
 
     def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
         """x/√(σ² + 1) at evaluation `i`."""
-        plan.row(i)
+        self._row(plan, i)
         return sample / (plan.levels[i][1] ** 2 + 1) ** 0.5
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
