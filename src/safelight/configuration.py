@@ -97,7 +97,10 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(permissions)  # safetensors puts files in place that only their owner may read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -133,7 +133,9 @@ def test_checkpoints_are_pruned_and_appear_whole(tmp_path, monkeypatch):
     trainer = tiny_trainer(objective(), [hooks.Checkpoints(tmp_path, every=2, keep=2)])
     trainer.run()
     assert [path.name for path in checkpoints.found(tmp_path)] == ["step-00000008", "step-00000010"]
-    assert {path.suffix for path in (tmp_path / "step-00000010").iterdir()} == {".safetensors", ".json"}
+    files = list((tmp_path / "step-00000010").iterdir())
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert len({path.stat().st_mode for path in files}) == 1
 
     def crash(*args):
         raise OSError("no space left")

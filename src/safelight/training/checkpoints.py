@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..configuration import read_json, to_json, write_json
+from ..configuration import read_json, to_json, write_atomically, write_json
 from ..errors import RepositoryError, WeightsError
 
 Tensors = dict[str, torch.Tensor]
@@ -53,10 +54,8 @@ def save(folder: str | os.PathLike, step: int, parts: Mapping[str, Tensors], sta
     building.mkdir(parents=True)
     try:
         for name, tensors in parts.items():
-            save_file(
-                {key: value.detach().contiguous() for key, value in tensors.items()}, building / f"{name}.safetensors"
-            )
-            _flush(building / f"{name}.safetensors")
+            plain = {key: value.detach().contiguous() for key, value in tensors.items()}
+            write_atomically(building / f"{name}.safetensors", partial(save_file, plain))
         write_json(building / "state.json", {**to_json(state), "step": step, "parts": sorted(parts)})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(building, final)
@@ -115,8 +114,3 @@ def prune(folder: str | os.PathLike, keep: int) -> None:
         shutil.rmtree(place)
     for place in Path(folder).glob(".step-*.part"):
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
