@@ -150,9 +150,9 @@ class ConfigMixin:
     def from_config(cls: type[T], config: Mapping[str, Any] | None = None, **overrides: Any) -> T:
         """Build an object from a config, its own or that of a related class; `overrides` win.
 
-        Values that were only defaults in the source do not override this class's defaults. Keys that this class does not
-        have are kept for the way back, and reported once if no related class has them either. `return_unused_kwargs=True`
-        returns `(object, unused)`. Raises `UnknownArgumentError` for an unknown override.
+        Values that were only defaults in the source do not override this class's defaults. Keys that this class does
+        not have are kept for the way back, and reported once if no related class has them either.
+        `return_unused_kwargs=True` returns `(object, unused)`. Raises `UnknownArgumentError` for an unknown override.
         """
         if config is None or isinstance(config, (str, os.PathLike)):
             raise ConfigError(
