@@ -56,7 +56,7 @@ print(less_noisy_sample.shape)
 
 def save_sample(sample, i):
     image_processed = sample.cpu().permute(0, 2, 3, 1)
-    image_processed = ((image_processed + 1.0) * 127.5).clamp(0, 255)
+    image_processed = ((image_processed + 1.0) * 127.5).round().clamp(0, 255)
     image_pil = PIL.Image.fromarray(image_processed.numpy().astype(np.uint8)[0])
     image_pil.save(outputs / f"step_{i:04}.png")
 
