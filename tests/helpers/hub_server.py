@@ -42,7 +42,8 @@ class HubServer(ThreadingHTTPServer):
 
     def fetched(self) -> set[str]:
         """The files whose content was asked for, as owner/name/file."""
-        return {re.sub(r"^/(.*)/resolve/[^/]+/", r"\1/", path) for method, path in self.log if method == "GET"}
+        paths = [path for method, path in self.log if method == "GET" and "/resolve/" in path]
+        return {re.sub(r"^/(.*)/resolve/[^/]+/", r"\1/", path) for path in paths}
 
     def client(self, code: str, cache: Path, **env: str) -> subprocess.CompletedProcess:
         """Run `code` in a fresh process whose Hub is this server."""

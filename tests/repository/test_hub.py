@@ -130,7 +130,7 @@ def test_a_renamed_repository_resolves_with_a_notice(hub, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("nobody/nothing", "", ["nobody/nothing", "log in"]),
+        ("nobody/nothing", "", ["nobody/nothing", "auth login"]),
         ("someone/gated", "", ["someone/gated", "gated", "token"]),
         (ID, "revision='v9'", ["v9", "revision"]),
         (ID, "local_files_only=True", [ID, "local_files_only"]),
@@ -147,7 +147,7 @@ def test_what_cannot_be_fetched_says_why(hub, tmp_path, name, options, words):
 
 def test_a_pickle_is_refused_without_being_fetched(hub, tmp_path):
     folder = hub.root / "someone" / "pickled"
-    model = safelight.UNet2DModel(sample_size=4, block_out_channels=(4,), down_block_types=("DownBlock2D",),
+    model = safelight.UNet2DModel(sample_size=4, block_out_channels=(8,), down_block_types=("DownBlock2D",),
                                   up_block_types=("UpBlock2D",), norm_num_groups=2)  # fmt: skip
     model.save_config(folder)
     torch.save(model.state_dict(), folder / "diffusion_pytorch_model.bin")

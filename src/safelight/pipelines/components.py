@@ -152,6 +152,10 @@ def _from_transformers(name: str, kind: str) -> Any:
     return found
 
 
+def _is_network(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, torch.nn.Module)
+
+
 def locate(source: Source, name: str, kind: Any) -> Source:
     """Where a component's files are: its own folder, or in old repositories the root."""
     marker = getattr(kind, "config_name", None)
@@ -183,7 +187,7 @@ def load(source: Source, name: str, entry: Any, options: Mapping[str, Any]) -> A
         "token": place.token,
         "force_download": place.force_download,
     }
-    if not (inspect.isclass(kind) and issubclass(kind, torch.nn.Module)):
+    if not _is_network(kind):
         return kind.from_pretrained(place.location, **where)
     if kind.__module__.split(".", maxsplit=1)[0] == _PACKAGE or issubclass(kind, ConfigMixin):
         return kind.from_pretrained(place.location, **where, **options)
@@ -200,7 +204,7 @@ def fetch(source: Source, name: str, entry: Any, variant: str | None, use_safete
     """Bring the files of a component into the cache."""
     kind = component_class(name, entry)
     place = locate(source, name, kind)
-    if inspect.isclass(kind) and issubclass(kind, torch.nn.Module):
+    if _is_network(kind):
         place.file(getattr(kind, "config_name", "config.json"))
         find_weights(place, getattr(kind, "_weights_name", "model"), variant, use_safetensors)
     elif getattr(kind, "config_name", None):

@@ -110,10 +110,11 @@ class Source:
         import huggingface_hub
         from huggingface_hub import errors
 
+        cache = None if self.cache_dir is None else Path(self.cache_dir)
         try:
             if not self.force_download:
                 cached = huggingface_hub.try_to_load_from_cache(
-                    self.location, name, cache_dir=self.cache_dir, revision=self.revision
+                    self.location, name, cache_dir=cache, revision=self.revision
                 )
                 if isinstance(cached, str):
                     return Path(cached)
@@ -124,7 +125,7 @@ class Source:
                     self.location,
                     name,
                     revision=self.revision,
-                    cache_dir=self.cache_dir,
+                    cache_dir=cache,
                     local_files_only=self.local_files_only,
                     token=self.token,
                     force_download=self.force_download,
