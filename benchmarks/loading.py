@@ -3,8 +3,8 @@
     python benchmarks/loading.py [--json FILE] [--folder FOLDER]
 
 The repository has Stable Diffusion 1.5's layout at full size and random float16 weights (time and memory do not depend
-on the values); it is made in a temporary folder unless one is given. The libraries alternate A B B A after a warm-up that
-brings the files into the page cache; medians and their ratio are printed.
+on the values); it is made in a temporary folder unless one is given. The libraries alternate A B B A after a warm-up
+that brings the files into the page cache; medians and their ratio are printed.
 """
 
 from __future__ import annotations
