@@ -47,7 +47,7 @@ $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
-	@HF_HUB_OFFLINE=1 $(BIN)/safelight generate --model fashion-mnist --output outputs/demo --film-strip --gif
+	@HF_HUB_OFFLINE=1 $(BIN)/safelight generate --model fashion-mnist --steps 30 --seed 7 --output outputs --film-strip --gif
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(CODE)
