@@ -139,7 +139,7 @@ def test_nan_weights_stop_at_the_first_forward(stable_diffusion, tmp_path):
     folder = shutil.copytree(stable_diffusion, tmp_path / "repository")
     _edit_weights(folder, lambda t: t["conv_in.weight"].fill_(float("nan")))
     pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    with pytest.raises(NonFiniteError, match="UNet2DConditionModel.*step 1 of"):
+    with pytest.raises(NonFiniteError, match=r"UNet2DConditionModel.*step 1 of"):
         pipe("a dog", num_inference_steps=3)
     _edit_weights(
         shutil.copytree(stable_diffusion, tmp_path / "other"),
@@ -147,7 +147,7 @@ def test_nan_weights_stop_at_the_first_forward(stable_diffusion, tmp_path):
         "vae/diffusion_pytorch_model.safetensors",
     )
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "other", safety_checker=None)
-    with pytest.raises(NonFiniteError, match="AutoencoderKL.*float32"):
+    with pytest.raises(NonFiniteError, match=r"AutoencoderKL.*float32"):
         pipe("a dog", num_inference_steps=1)
 
 

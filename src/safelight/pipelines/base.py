@@ -192,7 +192,7 @@ class DiffusionPipeline(ConfigMixin):
         return {name: one for name, one in self.components.items() if isinstance(one, torch.nn.Module)}
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:
-        """Move every network to a device and/or dtype, given in any order as in `torch.nn.Module.to`; returns itself."""
+        """Move every network to a device and/or dtype, in any order as in `torch.nn.Module.to`; returns itself."""
         kwargs.pop("silence_dtype_warnings", None)
         for model in self._models.values():
             model.to(*args, **kwargs)

@@ -34,7 +34,7 @@ def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device | str | None = None) -> torch.dtype | None:
-    """A dtype from what users pass: a torch.dtype, its name, "auto", or None; raises `ConfigError` for anything else."""
+    """A dtype from what users pass: a torch.dtype, its name, "auto" or None; else raises `ConfigError`."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
