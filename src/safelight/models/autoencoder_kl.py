@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..configuration import register_to_config
 from ..errors import ConfigError, InputError, check_choice
-from ..nn.attention import Attention, AttentionSeam
+from ..nn.attention import OLD_ATTENTION_KEYS, Attention, AttentionSeam
 from ..nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from ..outputs import Output
 from ..randomness import randn_tensor
@@ -209,11 +209,7 @@ class AutoencoderKL(ModelMixin, AttentionSeam):
     `ConfigError` for block types that do not exist or do not match `block_out_channels`.
     """
 
-    # Attention blocks of 2022.
-    _old_keys = tuple(
-        (rf"(attentions\.\d+)\.{old}\.", rf"\1.{new}.")
-        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
-    )
+    _old_keys = OLD_ATTENTION_KEYS
 
     @register_to_config
     def __init__(

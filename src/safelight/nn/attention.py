@@ -31,6 +31,13 @@ def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def as_feature_map(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(B, H·W, C) -> (B, C, H, W), shaped and laid out in memory as `like` is."""
+    out = tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    # Tokens are channels-last; in a model that is not, they would silently turn everything behind them into it.
+    return out if like.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+
+
 class AttnProcessor:
     """What an `Attention` does unless it is given another processor. It keeps nothing, so one serves all threads.
 
@@ -211,7 +218,7 @@ class Attention(nn.Module):
         """(B, heads, tokens, dim) -> the shape of `residual`: projection, residual connection, rescaling."""
         out = self.to_out[1](self.to_out[0](out.transpose(1, 2).flatten(2)))
         if residual.ndim == 4:
-            out = out.transpose(1, 2).reshape(residual.shape)
+            out = as_feature_map(out, residual)
         if self.residual_connection:
             out = out + residual
         return out if self.rescale_output_factor == 1.0 else out / self.rescale_output_factor

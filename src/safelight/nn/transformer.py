@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention
+from .attention import Attention, as_feature_map
 from .resnet import group_norm
 
 
@@ -167,11 +167,9 @@ class Transformer2DModel(nn.Module):
         if self.use_linear_projection:
             h = self.proj_in(h.flatten(2).transpose(1, 2))
         else:
-            h = self.proj_in(h).flatten(2).transpose(1, 2)
+            h = self.proj_in(h).flatten(2).transpose(1, 2).contiguous()
         for block in self.transformer_blocks:
             h = run(block, h, context, checkpointing=self.gradient_checkpointing)
         if self.use_linear_projection:
-            h = self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])
-        else:
-            h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
-        return h + x
+            return as_feature_map(self.proj_out(h), x) + x
+        return self.proj_out(as_feature_map(h, x)) + x
