@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from ..repository.survey import survey
 
     found = survey(locate(args.model), **loading_options(args))
+    found.model = args.model
     print(json.dumps(asdict(found), indent=2) if args.json else as_text(found))
     return 0
 
