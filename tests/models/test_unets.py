@@ -69,6 +69,26 @@ def test_processors_written_elsewhere(unet: UNet2DConditionModel, call: dict[str
         assert torch.equal(unet(**call).sample, expected)
 
 
+def test_processors_may_take_something_else_for_text(unet: UNet2DConditionModel, call: dict[str, Any]) -> None:
+    class Second(AttnProcessor):
+        def __call__(self, attn: Attention, hidden_states: Any, encoder_hidden_states: Any = None, **more: Any) -> Any:
+            text = None if encoder_hidden_states is None else encoder_hidden_states["second"]
+            return super().__call__(attn, hidden_states, text, more.get("attention_mask"))
+
+    given = {**call, "encoder_hidden_states": {"second": call["encoder_hidden_states"]}}
+    mask = torch.ones(2, call["encoder_hidden_states"].shape[1])
+    mask[:, 3:] = 0
+    with torch.no_grad():
+        expected = unet(**call, encoder_attention_mask=mask).sample
+        unet.set_attn_processor(Second())
+        try:
+            assert torch.equal(unet(**given, encoder_attention_mask=mask).sample, expected)
+        finally:
+            unet.set_default_attn_processor()
+    with pytest.raises(InputError, match="encoder_hidden_states is a dict"):
+        unet(**given)
+
+
 def test_processors_by_name(unet: UNet2DConditionModel) -> None:
     names = unet.attn_processors
     assert "mid_block.attentions.0.transformer_blocks.0.attn2.processor" in names

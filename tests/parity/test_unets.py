@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -60,6 +61,28 @@ def test_unconditional_at_other_sizes(name: str, size: tuple[int, int], batch: i
     config = unconditional_config(name)
     ours, theirs = matched(UNet2DModel, diffusers.UNet2DModel, config)
     assert _difference(ours, theirs, **inputs(config, batch, size)) <= TOLERANCE
+
+
+ROUND_TRIPS = {
+    "sdxl": (UNet2DConditionModel, diffusers.UNet2DConditionModel, condition_config("sdxl")),
+    "encoder_hid_dim": (UNet2DConditionModel, diffusers.UNet2DConditionModel, condition_config("encoder_hid_dim")),
+    "ddpm": (UNet2DModel, diffusers.UNet2DModel, unconditional_config("ddpm")),
+    "ncsn++": (UNet2DModel, diffusers.UNet2DModel, unconditional_config("ncsn++")),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_each_loads_what_the_other_saves(name: str, tmp_path: Path):
+    kind, their_kind, config = ROUND_TRIPS[name]
+    ours, theirs = matched(kind, their_kind, config)
+    ours.save_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    arguments = inputs(config, size=(16, 16))
+    loaded = kind.from_pretrained(tmp_path / "theirs"), their_kind.from_pretrained(tmp_path / "ours")
+    assert _difference(*loaded, **arguments) <= TOLERANCE
+    with torch.no_grad():
+        assert torch.equal(loaded[0](**arguments).sample, ours(**arguments).sample)
+        assert torch.equal(loaded[1](**arguments).sample, theirs(**arguments).sample)
 
 
 TIMES = {"int": 7, "float": 7.5, "0-d": torch.tensor(7), "one": torch.tensor([7]), "each": torch.tensor([7, 950])}

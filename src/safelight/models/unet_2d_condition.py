@@ -444,8 +444,10 @@ class UNet2DConditionModel(ModelMixin, AttentionSeam):
         for name, mask in (("attention_mask", attention_mask), ("encoder_attention_mask", encoder_attention_mask)):
             if mask is not None and (mask.ndim != 2 or len(mask) not in (1, batch)):
                 raise InputError(f"{name} has the shape {tuple(mask.shape)}, but ({batch}, keys) is needed")
-        if encoder_attention_mask is not None and encoder_attention_mask.shape[1] != text.shape[1]:
-            tokens, keys = text.shape[1], encoder_attention_mask.shape[1]
+        if encoder_attention_mask is None or not isinstance(text, torch.Tensor):
+            return
+        tokens, keys = text.shape[1], encoder_attention_mask.shape[1]
+        if tokens != keys:
             raise InputError(f"encoder_attention_mask is for {keys} tokens, but encoder_hidden_states has {tokens}")
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:

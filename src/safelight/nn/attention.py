@@ -174,7 +174,7 @@ class Attention(nn.Module):
 
     @property
     def uses_default_processor(self) -> bool:
-        return isinstance(self.processor, (AttnProcessor, AttnAddedKVProcessor))
+        return type(self.processor) in (AttnProcessor, AttnAddedKVProcessor)  # a subclass may do anything
 
     def default_processor(self) -> Any:
         return DEFAULT_PROCESSOR if self.added_kv_proj_dim is None else ADDED_KV_PROCESSOR
