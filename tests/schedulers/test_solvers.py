@@ -94,8 +94,11 @@ def test_stochastic_ddim_has_the_spread_of_the_data(eta: float) -> None:
     )
 
 
-def test_ddim_with_eta_one_is_ddpm() -> None:
-    ddim, ddpm = DDIMScheduler(clip_sample=False), DDPMScheduler(clip_sample=False)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_ddim_with_eta_one_is_ddpm(zero_snr: bool) -> None:
+    config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr, "timestep_spacing": "trailing"}
+    config = config if zero_snr else {}
+    ddim, ddpm = DDIMScheduler(clip_sample=False, **config), DDPMScheduler(clip_sample=False, **config)
     runs = [
         pure_run(scheduler, plan, torch.Generator().manual_seed(3)).samples[:-1]  # DDPM adds no noise at t = 0
         for scheduler, plan in ((ddim, ddim.plan(20, eta=1.0)), (ddpm, ddpm.plan(20)))

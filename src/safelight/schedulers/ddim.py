@@ -19,9 +19,8 @@ class _Row(NamedTuple):
     x0: Mix
     eps: Mix
     eps_of_x0: bool  # ε is read from the clipped x₀ instead of the model output
-    on_x0: float
-    on_eps: float
     std: float
+    mean: Mix  # of x₀ and ε
 
 
 class DDIMScheduler(Scheduler):
@@ -70,9 +69,10 @@ class DDIMScheduler(Scheduler):
         eps = [one.eps for one in readings]
         if use_clipped_model_output:
             eps = [reading("sample", alpha, sigma).eps for alpha, sigma in self._levels(grid)]
-        weights = zip((there**0.5).tolist(), (direction.clamp(min=0) ** 0.5).tolist(), std.tolist(), strict=True)
+        columns = (std.tolist(), (there**0.5).tolist(), (direction.clamp(min=0) ** 0.5).tolist())
         rows = [
-            _Row(one.x0, of, use_clipped_model_output, *w) for one, of, w in zip(readings, eps, weights, strict=True)
+            _Row(one.x0, of, use_clipped_model_output, s, Mix(on_x0, on_eps))
+            for one, of, s, on_x0, on_eps in zip(readings, eps, *columns, strict=True)
         ]
         return rows, [eta > 0] * len(rows)
 
@@ -83,9 +83,9 @@ class DDIMScheduler(Scheduler):
         if self._limit is not None:
             x0 = self._limit(x0)
         eps = row.eps(sample, x0 if row.eps_of_x0 else model_output)
-        previous = torch.add(x0 * row.on_x0, eps, alpha=row.on_eps)
+        previous = row.mean(x0, eps)
         if noise is not None and row.std:
-            previous = torch.add(previous, noise, alpha=row.std)
+            previous = previous + noise * row.std
         return Advance(previous, None, x0)
 
     def _off_timetable(self, run: Plan, timestep: Any) -> Plan:

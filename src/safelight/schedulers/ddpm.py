@@ -20,8 +20,7 @@ _LEARNED = ("learned", "learned_range")
 
 class _Row(NamedTuple):
     x0: Mix
-    on_x0: float
-    on_x: float
+    mean: Mix  # of x₀ and x
     std: float
     log_low: float  # of the variance, between which "learned_range" interpolates
     log_high: float
@@ -73,13 +72,16 @@ class DDPMScheduler(Scheduler):
         alpha = here / there
         beta = 1 - alpha
         # Where ᾱ = 1 there is no noise left (0/0): x₀ is all there is.
-        share = torch.where(here < 1, beta / (1 - here), 1.0)
-        keep = torch.where(here < 1, (1 - there) / (1 - here), 0.0)
-        small = (keep * beta).clamp(min=1e-20)
+        on_x0 = torch.where(here < 1, there**0.5 * beta / (1 - here), 1.0)
+        on_x = torch.where(here < 1, alpha**0.5 * (1 - there) / (1 - here), 0.0)
+        small = torch.where(here < 1, (1 - there) / (1 - here) * beta, 0.0).clamp(min=1e-20)
         std = beta**0.5 if "large" in self.variance_type else small**0.5
-        columns = (there**0.5 * share, alpha**0.5 * keep, std, small.log(), beta.log())
-        weights = zip(*(column.tolist() for column in columns), strict=True)
-        rows = [_Row(one.x0, *w) for one, w in zip(self._readings(grid), weights, strict=True)]
+        if self.variance_type == "fixed_small_log":
+            std = (0.5 * small.log()).exp()  # the same, rounded as the reference rounds it
+        columns = (column.tolist() for column in (std, small.log(), beta.log()))
+        means = map(Mix, on_x0.tolist(), on_x.tolist())
+        readings = (one.x0 for one in self._readings(grid))
+        rows = [_Row(*parts) for parts in zip(readings, means, *columns, strict=True)]
         noisy = grid.times > 0
         if grid.corrected:
             noisy[-1] = False
@@ -101,7 +103,7 @@ class DDPMScheduler(Scheduler):
         x0 = row.x0(sample, model_output)
         if self._limit is not None:
             x0 = self._limit(x0)
-        previous = torch.add(x0 * row.on_x0, sample, alpha=row.on_x)
+        previous = row.mean(x0, sample)
         if noise is not None:
             previous = previous + spread * noise
         return Advance(previous, None, x0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,7 +19,8 @@ class _Row(NamedTuple):
     x0: Mix
     sigma: float
     change: float  # of σ
-    churn: float  # how much noise is added first
+    churn: float  # how much of `s_noise` times the noise is added first
+    s_noise: float
 
 
 class EulerDiscreteScheduler(SigmaScheduler):
@@ -62,22 +62,23 @@ class EulerDiscreteScheduler(SigmaScheduler):
         assert grid.sigmas is not None
         if s_churn < 0:
             raise InputError(f"s_churn is {s_churn}; it must not be negative")
-        sigmas = grid.sigmas.tolist()
+        sigmas = torch.from_numpy(grid.sigmas)
+        sigma, following = sigmas[: len(grid.times)], sigmas[1 : len(grid.times) + 1]
         most = min(s_churn / (len(sigmas) - 1), 2**0.5 - 1)
+        churned = (s_tmin <= sigma) & (sigma <= s_tmax) & (most > 0)
+        raised = torch.where(churned, sigma * (most + 1), sigma)
         at_sigma = self.config["prediction_type"] == "v_prediction" and not grid.corrected
-        rows = []
-        for sigma, following in pairwise(sigmas[: len(grid.times) + 1]):
-            raised = sigma * (1 + (most if s_tmin <= sigma <= s_tmax else 0.0))
-            churn = s_noise * (raised**2 - sigma**2) ** 0.5
-            rows.append(_Row(self._reading(sigma if at_sigma else raised).x0, raised, following - raised, churn))
-        return rows, [most > 0 and s_tmin <= sigma <= s_tmax for _, sigma in self._levels(grid)]
+        readings = [self._reading(value).x0 for value in (sigma if at_sigma else raised).tolist()]
+        columns = (raised.tolist(), (following - raised).tolist(), ((raised**2 - sigma**2) ** 0.5).tolist())
+        rows = [_Row(*parts, s_noise) for parts in zip(readings, *columns, strict=True)]
+        return rows, churned.tolist()
 
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
         x = sample.float()
         if noise is not None and row.churn:
-            x = torch.add(x, noise, alpha=row.churn)
+            x = x + noise * row.s_noise * row.churn
         x0 = row.x0(x, model_output)
         previous = (x - x0).div_(row.sigma).mul_(row.change).add_(x)
         return Advance(previous.to(model_output.dtype), None, x0)

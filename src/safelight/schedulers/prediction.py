@@ -44,7 +44,7 @@ def training_target(prediction_type: str, x0: Any, noise: Any, alpha: Any, sigma
 
 
 class Mix(NamedTuple):
-    """The linear reading (on_x·x + on_y·y) / over of a sample x and a model output y."""
+    """(on_x·x + on_y·y) / over of two tensors, such as a sample x and a model output y."""
 
     on_x: float
     on_y: float
@@ -53,8 +53,8 @@ class Mix(NamedTuple):
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Evaluate; returns `y` itself where that is the answer.
 
-        Each operation rounds once and a small divisor comes last: at α near zero another order would change x₀ by more
-        than the range that it is clipped to.
+        Each operation rounds once and a small divisor comes last: at α near zero, where rounding errors grow by 1/α,
+        another order would give another x₀ than the reference's.
         """
         on_x, on_y, over = self
         if on_x == 0.0:

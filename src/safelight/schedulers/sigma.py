@@ -106,7 +106,7 @@ class SigmaScheduler(Scheduler):
         if not (sigmas[: len(times)] > 0).all():
             raise InputError(f"sigmas are {sigmas.tolist()}; all but the final one must be positive")
         if self._continuous:
-            times = (0.25 * torch.from_numpy(sigmas[: len(times)].copy()).log()).numpy()
+            times = (0.25 * torch.from_numpy(sigmas[:-1].copy()).log()).numpy()
         return Grid(times.astype(np.float32), steps, sigmas, exact, corrected)
 
     def _levels(self, grid: Grid) -> Sequence[tuple[float, float]]:
