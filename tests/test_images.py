@@ -117,7 +117,7 @@ def test_film_strip_shows_every_frame_with_its_label():
     frames = [picture(level, (28, 28)) for level in (10, 120, 240)]
     strip = images.film_strip(frames, ["noise", "step 10 of 20", "step 20 of 20"])
     cell = (strip.width - 4) // 3
-    assert cell >= 96, "small frames are enlarged until they and their labels can be seen"
+    assert cell >= 128, "small frames are enlarged until they and their labels can be seen"
     assert [strip.getpixel((cell * k + cell // 2, 30))[0] for k in range(3)] == [10, 120, 240]
     below = np.asarray(strip.convert("L"))[-16:]
     assert all((below[:, cell * k : cell * (k + 1)] < 128).any() for k in range(3)), "a label under each"

@@ -159,7 +159,7 @@ def film_strip(frames: Sequence[Image.Image], labels: Sequence[str] | None = Non
         raise InputError(f"a film strip needs frames with one label each; there are {len(frames)} and {len(labels)}")
     font, gap, line = ImageFont.load_default(), 4, 16
     widest = math.ceil(max(font.getlength(label) for label in labels))
-    shown = [enlarge(frame, max(widest, 96)) for frame in frames]
+    shown = [enlarge(frame, max(widest, 128)) for frame in frames]
     width, height = max(one.width for one in shown), max(one.height for one in shown)
     strip = Image.new("RGB", (len(shown) * (width + gap) + gap, height + 2 * gap + line), "white")
     draw = ImageDraw.Draw(strip)

@@ -205,7 +205,9 @@ def _prompts(pipeline: DenoisingPipeline, given: Any) -> list[Any]:
     if not given:
         return [names[key] for key in sorted(names)] or list(range(classes))
     words = [part.strip() for word in given for part in str(word).split(",") if part.strip()]
-    return [int(word) if word.isdecimal() else word for word in words]
+    labels = [int(word) if word.isdecimal() else word for word in words]
+    pipeline._label_ids(labels)  # type: ignore[attr-defined]  # a misspelt name is said before the first picture
+    return labels
 
 
 def _scheduler(name: Any, own: Any) -> Any:
