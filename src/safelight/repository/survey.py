@@ -14,7 +14,7 @@ from typing import Any
 from ..configuration import read_json
 from ..errors import RepositoryError, UnsafeFileError
 from .hub import Source
-from .weights import Entry, _entry, find_weights, read_header
+from .weights import Entry, entry_of, find_weights, read_header
 
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 _CONFIGS = {"config.json": "model", "scheduler_config.json": "scheduler", "preprocessor_config.json": "processor"}
@@ -111,9 +111,6 @@ class Listing(Source):
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         return replace(listing, sizes=sizes)
 
-    def relative(self, name: str) -> str:
-        return f"{self.subfolder}/{name}" if self.subfolder else name
-
     def local(self, name: str) -> Path | None:
         """The file on this machine, if it is here."""
         if self.is_local or not self.sizes:
@@ -163,7 +160,7 @@ class Listing(Source):
             found = api.parse_safetensors_file_metadata(self.location, self.relative(name), revision=self.revision)
         except Exception as error:
             raise RepositoryError(f"the header of {self.relative(name)!r} could not be fetched: {error}") from error
-        return [_entry(vars(info), 0) for info in found.tensors.values()]
+        return [entry_of(vars(info), 0) for info in found.tensors.values()]
 
 
 def _snapshot(source: Source) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -9,13 +10,14 @@ import mmap
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..configuration import read_json, write_atomically, write_json
+from ..configuration import read_json, write_json, write_together
 from ..errors import ConfigError, RepositoryError, UnsafeFileError, WeightsError
 from .hub import Source
 
@@ -32,7 +34,11 @@ _DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
+    "C64": torch.complex64,
     "BOOL": torch.bool,
 }
 
@@ -58,24 +64,36 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
         if not 0 < length <= size - 8:
             raise WeightsError(f"{name!r} is not a safetensors file, or is truncated: it has {size} bytes")
         raw = file.read(length)
+    entries: dict[str, Entry] = {}
+    key = "__metadata__"
     try:
         header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = {key: _entry(value, 8 + length) for key, value in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"the header of {name!r} is malformed: {error}") from error
+        header.pop(key, None)
+        for key, value in header.items():
+            entries[key] = entry_of(value, 8 + length)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"the header of {name!r} is malformed at {key!r}: {error!r}") from error
     end = 8 + length
-    for key, entry in sorted(entries.items(), key=lambda item: item[1].start):
+    for key, entry in _in_file_order(entries):
         wanted = math.prod(entry.shape) * entry.dtype.itemsize
-        if entry.start < end or entry.end - entry.start != wanted:
+        if entry.start < end or entry.end - entry.start != wanted or min(entry.shape, default=0) < 0:
             raise WeightsError(f"the header of {name!r} is malformed at {key!r}: {wanted} bytes do not fit there")
         end = entry.end
     if end > size:
-        raise WeightsError(f"{name!r} is truncated: {size} of {end} bytes are there; download or copy it again")
+        cut = next(key for key, entry in _in_file_order(entries) if entry.end > size)
+        raise WeightsError(
+            f"{name!r} is truncated at {cut!r}: {size} of {end} bytes are there; download or copy it again"
+        )
     return entries
 
 
-def _entry(value: Mapping[str, Any], base: int) -> Entry:
+def _in_file_order(entries: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
+    # An empty tensor may share its place with the next one.
+    return sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))
+
+
+def entry_of(value: Mapping[str, Any], base: int) -> Entry:
+    """One tensor as a header describes it, its offsets counted from `base`."""
     start, end = value["data_offsets"]
     return Entry(_DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), base + int(start), base + int(end))
 
@@ -92,7 +110,7 @@ def mapped(path: str | os.PathLike) -> Iterator[tuple[str, torch.Tensor, Callabl
     with open(path, "rb") as file:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     page = mmap.PAGESIZE
-    for name, (dtype, shape, start, end) in sorted(entries.items(), key=lambda item: item[1].start):
+    for name, (dtype, shape, start, end) in _in_file_order(entries):
 
         def release(first: int = start // page * page, last: int = end) -> None:
             if hasattr(mmap, "MADV_DONTNEED"):
@@ -135,14 +153,17 @@ def find_weights(
                 f"{str(source)!r} has its weights only as a pickle ({name}), which can run code when it is read; "
                 "if you trust it, pass use_safetensors=False (it is then read as plain tensors only)"
             )
-    raise RepositoryError(f"{str(source)!r} has no weights: {stem}.{suffix} is missing")
+    raise RepositoryError(f"there are no weights: {source.absence(f'{stem}.{suffix}')}")
 
 
 def _shards(source: Source, index: Path) -> list[Path]:
-    content = read_json(index)
-    if not isinstance(content.get("weight_map"), dict):
-        raise WeightsError(f"{os.fspath(index)!r} has no weight_map")
-    return [source.file(name) for name in sorted(set(content["weight_map"].values()))]
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise WeightsError(f"{os.fspath(index)!r} has no weight_map from keys to files")
+    for key, name in places.items():
+        if Path(name).name != name:
+            raise UnsafeFileError(f"{os.fspath(index)!r} has {key!r} in {name!r}, which is not beside it")
+    return [source.file(name) for name in sorted(set(places.values()))]
 
 
 def tensors(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor, Callable[[], None]]]:
@@ -152,10 +173,14 @@ def tensors(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor, Callable
             yield from mapped(path)
             continue
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Only zip files can be mapped; torch wrote others before 2020.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            state = dict(state.get("state_dict", state))
         except Exception as error:
             raise WeightsError(f"{os.fspath(path)!r} cannot be read as plain tensors: {error}") from error
-        for name, tensor in state.get("state_dict", state).items():
+        for name, tensor in state.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise WeightsError(f"{os.fspath(path)!r} holds a {type(tensor).__name__} at {name!r}, not a tensor")
             yield name, tensor, lambda: None
 
 
@@ -208,9 +233,9 @@ def load_into(
     slots = _slots(model)
     rename = [(re.compile(pattern), new) for pattern, new in old_keys]
     ignored = [re.compile(pattern) for pattern in ignored_keys]
-    place, misfit = torch.device(device or "cpu"), Misfit()
-    seen: set[str] = set()
-    filled: set[str] = set()
+    misfit = Misfit()
+    seen: set[int] = set()
+    filled: set[int] = set()
     for stored, tensor, release in tensors(files):
         name = stored
         if name not in slots:
@@ -220,40 +245,72 @@ def load_into(
             if not any(pattern.search(stored) for pattern in ignored):
                 misfit.unexpected.append(stored)
             continue
-        owner, leaf = slots[name]
-        current = getattr(owner, leaf)
-        seen.add(name)
-        # Old attention blocks hold their projections as linear layers or as 1×1 convolutions.
-        same = tensor.shape == current.shape or (
-            "attentions" in name and tensor.squeeze().shape == current.squeeze().shape
-        )
-        if not same:
-            misfit.misshapen.append(f"{name} {tuple(tensor.shape)}, the model has {tuple(current.shape)}")
+        slot = slots[name]
+        seen.add(id(slot))
+        if not _fits(name, tensor, slot.tensor):
+            misfit.misshapen.append(f"{name} {_described(tensor)}, the model has {_described(slot.tensor)}")
             continue
         wanted = tensor.dtype
         if dtype is not None and tensor.is_floating_point():
             wanted = torch.float32 if any(part in name.split(".") for part in keep_in_fp32) else dtype
-        final = tensor.to(place, wanted).reshape(current.shape)
-        if final.data_ptr() != tensor.data_ptr() or place.type != "cpu":
+        final = tensor.to(device or "cpu", wanted).reshape(slot.tensor.shape)
+        if final.data_ptr() != tensor.data_ptr() or final.device != tensor.device:
             release()
-        filled.add(name)
-        if isinstance(current, torch.nn.Parameter):
-            owner._parameters[leaf] = torch.nn.Parameter(final, requires_grad=current.requires_grad)
-        else:
-            owner._buffers[leaf] = final
-    misfit.missing = sorted(set(model.state_dict().keys()) - seen)
+        slot.put(final)
+        filled.add(id(slot))
+    misfit.missing = [name for name in model.state_dict() if id(slots[name]) not in seen]
     misfit.report(where, strict, ignore_mismatched_sizes)
-    return [name for name in slots if name not in filled]
+    return [name for name, slot in slots.items() if id(slot) not in filled]
 
 
-def _slots(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
-    """Where each parameter and buffer lives: name -> (module, attribute)."""
+class Slot:
+    """A parameter or buffer of a model and every place that it is in (tied weights have several)."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.places: list[tuple[torch.nn.Module, str]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Let `value` take the tensor's place; what was tied stays tied."""
+        if isinstance(self.tensor, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=self.tensor.requires_grad)
+        for module, leaf in self.places:
+            (module._parameters if leaf in module._parameters else module._buffers)[leaf] = value
+
+
+def _slots(model: torch.nn.Module) -> dict[str, Slot]:
+    """The slot of each name of a parameter or buffer."""
+    by_tensor: dict[int, Slot] = {}
     slots = {}
-    for prefix, module in model.named_modules():
-        for leaf in (*module._parameters, *module._buffers):
-            if getattr(module, leaf) is not None:
-                slots[f"{prefix}.{leaf}" if prefix else leaf] = (module, leaf)
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                slot = by_tensor.setdefault(id(tensor), Slot(tensor))
+                slot.places.append((module, leaf))
+                slots[f"{prefix}.{leaf}" if prefix else leaf] = slot
     return slots
+
+
+def fill(model: torch.nn.Module, names: Iterable[str], other: torch.nn.Module, dtype: torch.dtype, device: Any) -> None:
+    """Put `other`'s tensors of these names into `model`, floating-point ones as `dtype`."""
+    slots, theirs = _slots(model), _slots(other)
+    for slot, value in {slots[name]: theirs[name].tensor.detach() for name in names}.items():
+        slot.put(value.to(device, dtype if value.is_floating_point() else value.dtype))
+
+
+def _fits(name: str, tensor: torch.Tensor, current: torch.Tensor) -> bool:
+    if tensor.is_floating_point() != current.is_floating_point():
+        return False
+    if "attentions" not in name:
+        return tensor.shape == current.shape
+    # Old attention blocks hold their projections as linear layers or as 1×1 convolutions.
+    first, second = ([size for size in one.shape if size != 1] for one in (tensor, current))
+    return first == second
+
+
+def _described(tensor: torch.Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def parse_size(size: int | str) -> int:
@@ -276,10 +333,8 @@ def save_weights(
 ) -> None:
     """Write `state` to `folder` as one safetensors file or as shards with their index; older ones of that name go last.
 
-    Shared tensors are written once per name. Each file is written atomically, the index after its shards.
+    Shared tensors are written once per name. All shards are written before any takes its place, and then the index.
     """
-    from safetensors.torch import save_file
-
     target, limit = Path(folder), parse_size(max_shard_size)
     if target.is_file():
         raise RepositoryError(f"{os.fspath(folder)!r} is a file; save_pretrained needs a folder")
@@ -296,12 +351,8 @@ def save_weights(
     names = [f"{base}{dotted}.safetensors"]
     if len(shards) > 1:
         names = [f"{base}{dotted}-{k + 1:05}-of-{len(shards):05}.safetensors" for k in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        own = {key: tensor.detach().to("cpu").contiguous() for key, tensor in shard.items()}
-        pointers = [tensor.data_ptr() for tensor in own.values()]
-        if len(set(pointers)) < len(pointers):
-            own = {key: tensor.clone() for key, tensor in own.items()}
-        write_atomically(target / name, lambda path, own=own: save_file(own, path, metadata={"format": "pt"}))  # type: ignore[misc]
+    writers = {target / name: functools.partial(_write_shard, shard) for name, shard in zip(names, shards, strict=True)}
+    write_together(writers)
     index = target / f"{base}.safetensors.index{dotted}.json"
     if len(shards) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
@@ -313,3 +364,13 @@ def save_weights(
     for path in target.iterdir():
         if pattern.fullmatch(path.name) and path.name not in names:
             path.unlink()
+
+
+def _write_shard(shard: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    own = {key: tensor.detach().to("cpu").contiguous() for key, tensor in shard.items()}
+    pointers = [tensor.untyped_storage().data_ptr() for tensor in own.values()]
+    if len(set(pointers)) < len(pointers):  # which safetensors does not write
+        own = {key: tensor.clone() for key, tensor in own.items()}
+    save_file(own, path, metadata={"format": "pt"})
