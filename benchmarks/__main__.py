@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("schedulers", "loading")
+BENCHMARKS = ("structure", "schedulers", "loading")
 
 
 def main() -> None:
