@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 CODE := $(wildcard src tests benchmarks examples)
 
