@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -91,21 +92,33 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Call each `write(temporary)` and, when all are done, move the results to their paths.
+
+    A crash leaves every file as it was, but for the moment in which several are moved.
+    """
+    parts = {
+        target: target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part") for target in writers
+    }
+    try:
+        for target, write in writers.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            parts[target].touch()
+            permissions = parts[target].stat().st_mode
+            write(parts[target])
+            parts[target].chmod(permissions)  # safetensors puts files in place that only their owner may read
+            with open(parts[target], "rb+") as file:
+                os.fsync(file.fileno())
+        for target, part in parts.items():
+            os.replace(part, target)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` and move the result to `path`: a crash leaves the old file or the new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(permissions)  # safetensors puts files in place that only their owner may read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_together({Path(path): write})
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:

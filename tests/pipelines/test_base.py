@@ -18,10 +18,12 @@ from safelight import (
     DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    InputError,
     RepositoryError,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    UnknownArgumentError,
     UnsafeFileError,
     register_to_config,
 )
@@ -58,6 +60,27 @@ def test_components_given_by_name_are_used_and_their_files_not_needed(stable_dif
     assert loaded.config["safety_checker"] == (None, None)
 
 
+@pytest.mark.parametrize("entry", [None, [None, None]])
+def test_all_missing_components_are_named_before_any_is_loaded(stable_diffusion, tmp_path, monkeypatch, entry):
+    index = json.loads((stable_diffusion / "model_index.json").read_text())
+    for name in ("unet", "vae"):
+        index[name] = entry
+    index = {name: value for name, value in index.items() if value is not None}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr("safelight.pipelines.components.load", lambda *arguments: pytest.fail("loaded too early"))
+    with pytest.raises(RepositoryError, match="'vae', 'unet'") as caught:
+        DiffusionPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers"]}))
+    with pytest.raises(RepositoryError, match=r"\['diffusers'\] for 'unet'"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_another_classes_repository_lacks_what_is_needed(ddpm_root):
+    with pytest.raises(RepositoryError, match="'vae', 'text_encoder', 'tokenizer'"):
+        StableDiffusionPipeline.from_pretrained(ddpm_root)
+
+
 def test_dtype_device_and_their_names(stable_diffusion):
     def dtypes(**options):
         loaded = DiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None, **options)
@@ -70,6 +93,8 @@ def test_dtype_device_and_their_names(stable_diffusion):
     mixed = dtypes(dtype={"default": torch.bfloat16, "vae": torch.float32})
     assert mixed["vae"] == torch.float32
     assert mixed["unet"] == torch.bfloat16
+    with pytest.raises(UnknownArgumentError, match="'unte'; did you mean 'unet'"):
+        dtypes(dtype={"unte": torch.bfloat16})
     assert set(dtypes(device="cpu", low_cpu_mem_usage=True, device_map=None).values()) == {torch.float32}
 
 
@@ -116,6 +141,10 @@ def test_to_moves_and_casts_in_any_order(stable_diffusion):
     assert loaded.dtype == torch.bfloat16
     assert loaded.to(torch.float32).to(device="cpu").dtype == torch.float32
     assert loaded.device == torch.device("cpu")
+    for wrong in (("gpu",), ("cpu", "float16"), (torch.int8,)):
+        with pytest.raises(InputError, match=str(wrong[-1])):
+            loaded.to(*wrong)
+    assert loaded.dtype == torch.float32
 
 
 def test_progress_bars_follow_their_settings(pipe, capsys):

@@ -98,6 +98,10 @@ def test_a_variant_fetches_its_own_files_alone(hub, tmp_path):
     assert json.loads(first.stdout)[1] == "torch.float16"
     assert _load(hub, tmp_path, options=options).stdout == first.stdout
     assert hub.log == []
+    assert _load(hub, tmp_path).returncode == 0
+    more = {name.rsplit("/", maxsplit=1)[-1] for name in hub.fetched()}
+    assert more
+    assert all("-of-" in name or ".index." in name for name in more), "of the other variant only what is missing"
 
 
 def test_a_missing_variant_falls_back_with_a_warning_and_is_remembered(hub, tmp_path):
@@ -118,6 +122,64 @@ def test_a_broken_transfer_is_resumed_where_it_stopped(hub, tmp_path):
     assert 0 < int(hub.ranges[0].removeprefix("bytes=").split("-")[0]) <= 20_000
     (found,) = tmp_path.rglob(names[0])
     assert found.read_bytes() == (hub.root / ID / "unet" / names[0]).read_bytes()
+
+
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+import safelight
+load = lambda _: safelight.DiffusionPipeline.from_pretrained({id!r}, safety_checker=None).unet.num_parameters()
+print(set(ThreadPoolExecutor(4).map(load, range(4))))
+"""
+
+
+def test_threads_that_load_at_once_fetch_each_file_once(hub, tmp_path):
+    hub.log.clear()
+    done = hub.client(THREADS.format(id=ID), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(",") == 0
+    heavy = [path for method, path in hub.log if method == "GET" and path.endswith(".safetensors")]
+    assert len(heavy) == len(set(heavy)) >= 4
+
+
+def test_a_removed_repository_that_is_still_cached_is_used(tmp_path, caplog):
+    name = "runwayml/stable-diffusion-v1-5"
+    cached = tmp_path / "models--runwayml--stable-diffusion-v1-5"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("1" * 40)
+    (cached / "snapshots" / ("1" * 40)).mkdir(parents=True)
+    (cached / "snapshots" / ("1" * 40) / "model_index.json").write_text("{}")
+    source, _ = Source.from_options(name, {"cache_dir": tmp_path})
+    assert source.location == name
+    assert source.file("model_index.json").read_text() == "{}"
+    assert not caplog.records
+    assert Source.from_options(name, {"cache_dir": tmp_path / "empty"})[0].location == RENAMED[name]
+    assert RENAMED[name] in caplog.text
+
+
+def test_a_failure_of_the_network_names_the_file(tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("peer closed connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    source, _ = Source.from_options(ID, {"cache_dir": tmp_path, "subfolder": "unet"})
+    with pytest.raises(safelight.RepositoryError, match=r"unet/config\.json.*peer closed"):
+        source.file("config.json")
+
+
+OFFLINE = """
+import safelight
+safelight.UNet2DConditionModel.load_config({id!r}, subfolder="unet")
+try: safelight.UNet2DConditionModel.from_pretrained({id!r}, subfolder="unet", local_files_only=True)
+except safelight.RepositoryError as error: print(error)
+"""
+
+
+def test_what_is_not_cached_is_not_said_to_be_absent(hub, tmp_path):
+    hub.log.clear()
+    said = hub.client(OFFLINE.format(id=ID), tmp_path).stdout
+    assert "'diffusion_pytorch_model.safetensors'" in said
+    assert "not in the cache" in said
+    assert {path.rsplit("/", maxsplit=1)[-1] for _, path in hub.log if "/resolve/" in path} == {"config.json"}
 
 
 def test_a_renamed_repository_resolves_with_a_notice(hub, tmp_path):

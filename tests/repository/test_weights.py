@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safelight import ConfigError, UNet2DModel, WeightsError
+from safelight import ConfigError, UNet2DModel, UnsafeFileError, WeightsError
 from safelight.repository.weights import load_into, mapped, parse_size, read_header, save_weights
 
 SMALL = {
@@ -75,6 +75,11 @@ def _with_header(path, header: dict, size: int) -> None:
             12,
             "'b'",
         ),
+        ({"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}, 16, "'a'"),
+        ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}, 16, "'a'"),
+        ({"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]}}, 16, "'a'"),
+        ({"a": [1, 2]}, 16, "'a'"),
+        ([1, 2], 16, "malformed"),
     ],
 )
 def test_headers_that_lie_are_refused(tmp_path, header, size, word):
@@ -117,6 +122,36 @@ def test_a_crash_while_saving_leaves_the_old_file(model, tmp_path, monkeypatch):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_crash_between_shards_leaves_the_old_ones(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    newer = UNet2DModel(**SMALL)
+    written = []
+
+    def crash(tensors, path, metadata):
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr("safetensors.torch.save_file", crash)
+    with pytest.raises(KeyboardInterrupt):
+        newer.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert len(written) == 2
+    assert _same(UNet2DModel.from_pretrained(tmp_path), model)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("place", ["../elsewhere.safetensors", "/etc/passwd", 7])
+def test_an_index_cannot_point_outside_its_folder(model, tmp_path, place):
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["conv_in.bias"] = place
+    index.write_text(json.dumps(content))
+    with pytest.raises((UnsafeFileError, WeightsError), match=r"weight_map|not beside it"):
+        UNet2DModel.from_pretrained(tmp_path)
 
 
 def test_a_missing_shard_is_named(model, tmp_path):

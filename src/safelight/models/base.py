@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..configuration import ConfigMixin, check_known, init_parameters, read_json
 from ..errors import ConfigError, RepositoryError
@@ -18,8 +19,20 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound="ModelMixin")
 
-# What scripts pass to other libraries for things that happen here anyway.
-WITHOUT_EFFECT = ("low_cpu_mem_usage", "device_map", "offload_folder", "offload_state_dict", "max_memory", "proxies")
+
+_RANDOM_FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the initialisation of weights that a file is about to replace, in this thread.
+
+    On the meta device it would do nothing, but the first random fill there imports torch's compiler, for seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _RANDOM_FILLS or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class ModelMixin(nn.Module, ConfigMixin):
@@ -59,16 +72,16 @@ class ModelMixin(nn.Module, ConfigMixin):
 
         `dtype` (or `torch_dtype`) is float32 unless given; "auto" picks what `device` is fast at. `variant` names the
         files (`….fp16.safetensors`); `use_safetensors=False` reads pickles, as plain tensors. `options`: `subfolder`,
-        `revision`, `cache_dir`, `local_files_only`, `token`, `force_download`, and constructor arguments that
-        override the config. Raises `RepositoryError` where files are missing, `WeightsError` where they are broken or
-        do not fit the config (`strict=False` lets keys be missing or unexpected), `UnsafeFileError` for a pickle
-        nobody asked for.
+        `revision`, `cache_dir`, `local_files_only`, `token`, `force_download`, `device_map` (where it names one
+        device), and constructor arguments that override the config. Raises `RepositoryError` where files are missing,
+        `WeightsError` where they are broken or do not fit the config (`strict=False` lets keys be missing or
+        unexpected), `UnsafeFileError` for a pickle nobody asked for.
         """
         from ..repository.hub import Source
-        from ..repository.weights import find_weights, load_into
-        from ..runtime.precision import resolve_dtype
+        from ..repository.weights import fill, find_weights, load_into
+        from ..runtime.precision import resolve_device, resolve_dtype
 
-        _notice_without_effect(cls.__name__, options)
+        device = resolve_device(device, options.pop("device_map", None))
         source, overrides = Source.from_options(pretrained_model_name_or_path, options)
         known = init_parameters(cls)
         arguments = ("dtype", "torch_dtype", "variant", "use_safetensors", "device", "strict")
@@ -94,7 +107,7 @@ class ModelMixin(nn.Module, ConfigMixin):
             where=repr(str(source)),
         )
         if left:
-            model._fill(left, wanted, device)
+            fill(model, left, model._as_constructed(), wanted, device)
         return model.eval()
 
     @classmethod
@@ -104,22 +117,12 @@ class ModelMixin(nn.Module, ConfigMixin):
 
     @classmethod
     def _on_meta(cls: type[M], config: dict[str, Any], overrides: dict[str, Any]) -> M:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             return cls.from_config(config, **overrides)
 
-    def _fill(self, names: list[str], dtype: torch.dtype, device: torch.device | str | None) -> None:
-        """Give the named tensors, which no file had, the values that the constructor gives them."""
-        arguments = {key: value for key, value in self.config.items() if key in init_parameters(type(self))}
-        fresh = type(self)(**arguments)
-        for name in names:
-            prefix, _, leaf = name.rpartition(".")
-            value = getattr(fresh.get_submodule(prefix), leaf)
-            moved = value.data.to(device, dtype if value.is_floating_point() else value.dtype)
-            owner = self.get_submodule(prefix)
-            if isinstance(value, nn.Parameter):
-                owner._parameters[leaf] = nn.Parameter(moved, requires_grad=value.requires_grad)
-            else:
-                owner._buffers[leaf] = moved
+    def _as_constructed(self: M) -> M:
+        """Another model of this config, with the values that the constructor gives."""
+        return type(self)(**{key: value for key, value in self.config.items() if key in init_parameters(type(self))})
 
     def save_pretrained(
         self,
@@ -144,6 +147,17 @@ class ModelMixin(nn.Module, ConfigMixin):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         save_weights(self.state_dict(), save_directory, self._weights_name, variant, max_shard_size)
         self.save_config(save_directory)
+
+    def to(self: M, *args: Any, **kwargs: Any) -> M:
+        """As `torch.nn.Module.to`; what `_keep_in_fp32` names keeps float32 and only moves."""
+        kept = {
+            name: tensor.data for name, tensor in self.named_parameters() if {*name.split(".")} & {*self._keep_in_fp32}
+        }
+        super().to(*args, **kwargs)
+        for name, tensor in self.named_parameters():
+            if name in kept and tensor.dtype != kept[name].dtype:
+                tensor.data = kept[name].to(tensor.device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,10 +196,3 @@ class ModelMixin(nn.Module, ConfigMixin):
 
     def enable_xformers_memory_efficient_attention(self, *args: Any, **kwargs: Any) -> None:
         """Accepted for scripts' sake: torch's fused attention, which is always on, needs no more memory."""
-
-
-def _notice_without_effect(who: str, options: dict[str, Any]) -> None:
-    """Take the arguments out of `options` that other libraries need and this one does not."""
-    for name in WITHOUT_EFFECT:
-        if name in options and options.pop(name) is not None:
-            logger.info("%s: %s is not needed here and has no effect", who, name)

