@@ -43,6 +43,7 @@ MODULES = (
     "configuration_utils",
     "image_processor",
     "models.attention_processor",
+    "models.modeling_utils",
     "optimization",
     "schedulers.scheduling_utils",
     "training_utils",
