@@ -141,3 +141,32 @@ def test_names() -> None:
 def test_bad_options(options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Attention(16, **options)
+
+
+class Gain(torch.nn.Module):
+    """A processor with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(
+        self, attn: Attention, hidden_states: torch.Tensor, bias: float = 0.0, **kwargs: object
+    ) -> torch.Tensor:
+        return self.gain * hidden_states + bias
+
+
+def test_a_processor_with_weights_brings_and_takes_them() -> None:
+    ours, _, (x,) = _case("self")
+    with torch.no_grad():
+        plain, keys = ours(x), set(ours.state_dict())
+        ours.set_processor(Gain())
+        assert set(ours.state_dict()) == keys | {"processor.gain"}
+        assert torch.equal(ours(x, bias=1.0), 2 * x + 1)
+        ours.set_processor(
+            lambda attn, hidden_states, encoder_hidden_states, attention_mask, bias=0.0: hidden_states - bias
+        )
+        assert torch.equal(ours(x, bias=1.0, unknown=3), x - 1)
+        ours.set_processor(ours.default_processor())
+        assert set(ours.state_dict()) == keys
+        assert torch.equal(ours(x), plain)
