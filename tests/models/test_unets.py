@@ -217,6 +217,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads per block": ({"attention_head_dim": (2, 2, 2)}, "attention_head_dim.*3.*2"),
     "num_attention_heads per block": ({"num_attention_heads": (2, 2, 2)}, "num_attention_heads.*3.*2"),
     "widths of text per block": ({"cross_attention_dim": (8, 8, 8)}, "cross_attention_dim.*3.*2"),
+    "no layers": ({"layers_per_block": 0}, "layers_per_block is 0"),
     "layers per block": ({"layers_per_block": (1, 1, 1)}, "layers_per_block.*3.*2"),
     "only_cross_attention per block": ({"only_cross_attention": (True,)}, "only_cross_attention.*1.*2"),
     "groups that do not fit": ({"norm_num_groups": 7}, "norm_num_groups is 7.*16"),

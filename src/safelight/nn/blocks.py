@@ -366,6 +366,8 @@ def down_stages(
     stages, before = nn.ModuleList(), widths[0]
     for i, (name, width, depth, option) in enumerate(zip(types, widths, layers, options, strict=True)):
         kind = kind_of("down_block_types", name, DOWN_KINDS)
+        if not isinstance(depth, int) or depth < 1:
+            raise ConfigError(f"layers_per_block is {depth!r}, but a positive number is needed")
         stages.append(DownStage(kind, option, before, width, depth, last=i == len(widths) - 1))
         before = width
     return stages
