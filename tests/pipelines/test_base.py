@@ -210,3 +210,12 @@ def test_a_scripts_own_pipeline_and_model(tmp_path):
     assert loaded.config.note == "mine"
     assert torch.equal(loaded.net.layer.weight, built.net.layer.weight)
     assert loaded.net.table.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_compiled_component_is_shown_and_saved_as_itself(pipe, tmp_path):
+    own = copy.copy(pipe)
+    own.unet = torch.compile(pipe.unet, backend="eager")
+    assert own.config["unet"] == ("diffusers", "UNet2DConditionModel")
+    own.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)

@@ -55,11 +55,16 @@ def is_identity(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and all(e is None or isinstance(e, str) for e in entry)
 
 
+def uncompiled(component: Any) -> Any:
+    """The network inside what `torch.compile` made of it; anything else as it is."""
+    return getattr(component, "_orig_mod", component)
+
+
 def identity(component: Any) -> tuple[str | None, str | None]:
     """[library, class] as files have it."""
     if component is None:
         return (None, None)
-    kind = type(component)
+    kind = type(uncompiled(component))
     library = kind.__module__.split(".", maxsplit=1)[0]
     if library == _PACKAGE:
         return _WRITTEN.get(kind.__name__, ("diffusers", kind.__name__))
@@ -209,6 +214,7 @@ def fetch(source: Source, name: str, entry: Any, variant: str | None, use_safete
 
 def save(component: Any, folder: Path, variant: str | None, max_shard_size: int | str | None) -> None:
     """Write a component with its own `save_pretrained`, with the options that it takes."""
+    component = uncompiled(component)
     write = getattr(component, "save_pretrained", None)
     if write is None:
         raise RepositoryError(f"{type(component).__name__} cannot be saved: it has no save_pretrained")
