@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from safelight.randomness import randn_tensor
-
 SHAPE = (2, 3, 6, 5)
 
 
@@ -36,11 +34,15 @@ def start(init_noise_sigma: Any, seed: int = 0) -> torch.Tensor:
 
 
 def familiar_run(
-    scheduler: Any, step_options: Mapping[str, Any] | None = None, begin: int = 0, learned: str = ""
+    scheduler: Any,
+    step_options: Mapping[str, Any] | None = None,
+    begin: int = 0,
+    learned: str = "",
+    dtype: torch.dtype = torch.float32,
 ) -> Run:
     """Loop over `scheduler.timesteps` from `begin`, as scripts do."""
     inputs, samples, originals = [], [], []
-    x = start(scheduler.init_noise_sigma)
+    x = start(float(scheduler.init_noise_sigma)).to(dtype)
     samples.append(x)
     for t in scheduler.timesteps[begin:]:
         inputs.append(scheduler.scale_model_input(x, t))
@@ -52,17 +54,22 @@ def familiar_run(
     return _run(inputs, samples, originals, scheduler.timesteps[begin:])
 
 
-def pure_run(scheduler: Any, plan: Any, generator: Any = None, noise: Any = None, learned: str = "") -> Run:
-    """Loop over the evaluations of `plan`."""
+def pure_run(
+    scheduler: Any,
+    plan: Any,
+    generator: Any = None,
+    noise: Any = None,
+    learned: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """Loop over the evaluations of `plan`; `noise` is that of every step, unless it comes from `generator`."""
     inputs, samples, originals = [], [], []
-    x, state = start(plan.init_noise_sigma), scheduler.initial_state(plan)
+    x, state = start(plan.init_noise_sigma).to(dtype), scheduler.initial_state(plan)
     samples.append(x)
     for i in range(len(plan)):
         inputs.append(scheduler.scale_input(plan, i, x))
-        z = noise
-        if plan.needs_noise[i] and noise is None:
-            z = randn_tensor(SHAPE, generator=generator, dtype=x.dtype)
         output = network(inputs[-1], plan.timesteps[i], learned)
+        z = scheduler.draw_noise(plan, i, x, generator, output.dtype) if noise is None else noise
         x, state, original = scheduler.advance(plan, i, output, x, state, z)
         samples.append(x)
         originals.append(original)

@@ -33,10 +33,6 @@ class FamiliarPlan:
     init_noise_sigma: float
     options: dict[str, Any]
 
-    @property
-    def needs_noise(self) -> tuple[bool, ...]:
-        return (False,) * len(self)
-
     def __len__(self) -> int:
         return len(self.timesteps)
 
@@ -78,6 +74,9 @@ class FamiliarScheduler:
     def scale_input(self, plan: FamiliarPlan, i: int, sample: torch.Tensor) -> torch.Tensor:
         scale = getattr(plan.scheduler, "scale_model_input", None)
         return sample if scale is None else scale(sample, plan.timesteps[i])
+
+    def draw_noise(self, plan: FamiliarPlan, i: int, *like: Any) -> None:
+        return None  # its steps draw their own
 
     def advance(
         self, plan: FamiliarPlan, i: int, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: Any

@@ -119,11 +119,7 @@ class Trajectory:
         """Take one step with the denoiser's output for all passes; `network` names it in errors."""
         if self.do_classifier_free_guidance:
             prediction = self.guidance.combine(*prediction.chunk(2))
-        noise = None
-        if self.plan.needs_noise[self.index]:
-            noise = randn_tensor(
-                self.sample.shape, generator=self.generator, device=self.sample.device, dtype=prediction.dtype
-            )
+        noise = self.scheduler.draw_noise(self.plan, self.index, self.sample, self.generator, prediction.dtype)
         result = self.scheduler.advance(self.plan, self.index, prediction, self.sample, self.state, noise)
         self._check_finite(result.sample, prediction, network)
         self.sample, self.state, self.pred_original_sample = result

@@ -16,6 +16,7 @@ import torch
 
 from ..configuration import ConfigMixin, FrozenConfig, check_known, init_parameters
 from ..errors import InputError, check_choice
+from ..randomness import randn_tensor
 from .familiar import FamiliarSurface, SchedulerOutput, shared
 from .noise import make_betas, signal_and_noise
 from .plan import Advance, Grid, Plan
@@ -93,6 +94,11 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     """
 
     order: ClassVar[int] = 1
+    # What config entries may be, checked where the class has them.
+    choices: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "prediction_type": PREDICTION_TYPES,
+        "timestep_spacing": SPACINGS,
+    }
     _compatibles = COMPATIBLE_NAMES
     _arguments: ClassVar[tuple[str, ...]] = ()  # of the constructor, and of those of the bases
 
@@ -110,8 +116,9 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
 
     def _check_settings(self) -> None:
         settings = self._settings
-        check_choice("prediction_type", settings["prediction_type"], PREDICTION_TYPES)
-        check_choice("timestep_spacing", settings["timestep_spacing"], SPACINGS)
+        for name, choices in self.choices.items():
+            if name in settings:
+                check_choice(name, settings[name], choices)
         self._limit = limiter(settings)
 
     @property
@@ -123,7 +130,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     def register_to_config(self, **values: Any) -> None:
         """Change config entries in place, as training scripts do with `prediction_type`; the run follows."""
         super().register_to_config(**values)
-        if "alphas_cumprod" in self.__dict__:
+        if "_limit" in self.__dict__:
             self._check_settings()
             if self._active is not None:
                 self._active = self._again(self._active, self._active.options)
@@ -188,6 +195,17 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
         """What the network sees of `sample` at evaluation `i`."""
         return sample
+
+    def draw_noise(
+        self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor | None:
+        """The `noise` that `advance` takes at evaluation `i`: standard normal from `generator`, or None.
+
+        `generator` is one, or a list with one per row of `sample`; `dtype` is the sample's unless given.
+        """
+        if not plan.needs_noise[i]:
+            return None
+        return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype or sample.dtype)
 
     def advance(
         self,

@@ -13,8 +13,7 @@ import torch
 from ..configuration import check_known
 from ..errors import InputError
 from ..outputs import Output
-from ..randomness import randn_tensor
-from .plan import Plan
+from .plan import Advance, Plan
 
 
 def _show(cls: type, name: str, positional: Mapping[str, Any], keywords: Mapping[str, Any]) -> None:
@@ -169,17 +168,22 @@ class FamiliarSurface:
             return self.step(model_output, timestep, sample, **{**rest, **options, **given})
         run = self._with_options(options) if options else self._run()
         plan, i = self._locate(run, timestep)
-        noise = None if variance_noise is None else self._given_noise(variance_noise, generator)
-        if noise is None and plan.needs_noise[i]:
-            device, dtype = model_output.device, model_output.dtype
-            noise = randn_tensor(sample.shape, generator=generator, device=device, dtype=dtype)
+        if variance_noise is None:
+            dtype = getattr(model_output, "dtype", None)  # what is no tensor, `advance` refuses
+            noise = self.draw_noise(plan, i, sample, generator, dtype)  # type: ignore[attr-defined]
+        else:
+            noise = self._given_noise(variance_noise, generator)
         fresh = plan is not run or i != self._step_index
         state = self.initial_state(plan) if fresh else self._state  # type: ignore[attr-defined]
         result = self.advance(plan, i, model_output, sample, state, noise)  # type: ignore[attr-defined]
         if plan is run:
             self._state, self._step_index = result.state, i + 1
-        output = SchedulerOutput(result.sample, result.pred_original_sample)
+        output = self._outcome(result)
         return output if return_dict else output.to_tuple()
+
+    def _outcome(self, result: Advance) -> Output:
+        """What `step` returns of a pure step's result."""
+        return SchedulerOutput(result.sample, result.pred_original_sample)
 
     def _given_noise(self, variance_noise: torch.Tensor, generator: Any) -> torch.Tensor:
         check_known(f"{type(self).__name__}.step", ["variance_noise"], self._step_arguments)

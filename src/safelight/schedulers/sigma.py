@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from ..errors import InputError, check_choice
+from ..errors import InputError
 from .base import Grid, Plan, Scheduler
 from .prediction import Reading, reading
 from .spacing import chosen_grid, sigma_to_t, spaced
-
-# What the config entries of these solvers may be; the first is what a solver without the entry does.
-_CHOICES = {
-    "interpolation_type": ("linear", "log_linear"),
-    "timestep_type": ("discrete", "continuous"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-}
+from .timetable import TimetableScheduler
 
 
-class SigmaScheduler(Scheduler):
+class SigmaScheduler(TimetableScheduler):
     """Base of the solvers in σ = √((1 − ᾱ)/ᾱ) (Karras et al. 2022); the network sees x/√(σ² + 1).
 
     `interpolation_type="log_linear"` in the reference makes one σ too many, so that a run ends at the smallest σ
@@ -29,6 +22,12 @@ class SigmaScheduler(Scheduler):
     """
 
     custom = ("timesteps", "sigmas")
+    choices: ClassVar = {
+        **Scheduler.choices,
+        "interpolation_type": ("linear", "log_linear"),
+        "timestep_type": ("discrete", "continuous"),
+        "final_sigmas_type": ("zero", "sigma_min"),
+    }
 
     def _set_up(self) -> None:
         super()._set_up()
@@ -37,15 +36,7 @@ class SigmaScheduler(Scheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        settings = self._settings
-        chosen_grid(settings)
-        for name, choices in _CHOICES.items():
-            check_choice(name, settings.get(name, choices[0]), choices)
-
-    @property
-    def sigmas(self) -> torch.Tensor:
-        """The σ of each evaluation and the final one, (len(timesteps) + 1,) float32."""
-        return torch.tensor(self._run().sigmas, dtype=torch.float32)
+        chosen_grid(self._settings)
 
     def _training_sigmas(self) -> np.ndarray:
         return (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).cpu().numpy()
@@ -109,10 +100,6 @@ class SigmaScheduler(Scheduler):
             times = (0.25 * torch.from_numpy(sigmas[:-1].copy()).log()).numpy()
         return Grid(times.astype(np.float32), steps, sigmas, exact, corrected)
 
-    def _levels(self, grid: Grid) -> Sequence[tuple[float, float]]:
-        assert grid.sigmas is not None
-        return [(1.0, sigma) for sigma in grid.sigmas[: len(grid.times)].tolist()]
-
     def _first_sigma(self, grid: Grid) -> float:
         assert grid.sigmas is not None
         largest = float(grid.sigmas.max())
@@ -128,32 +115,6 @@ class SigmaScheduler(Scheduler):
         """x/√(σ² + 1) at evaluation `i`."""
         self._row(plan, i)
         return sample / (plan.levels[i][1] ** 2 + 1) ** 0.5
-
-    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """x/√(σ² + 1) at `timestep` (one of `timesteps`), the evaluation that `step` takes next."""
-        run = self._run()
-        expected = self._step_index if self._step_index is not None else self._begin_index or 0
-        i = expected if timestep is None else self._locate(run, timestep)[1]
-        if i != self._step_index:
-            self._step_index, self._state = i, self.initial_state(run)
-        return self.scale_input(run, i, sample)
-
-    def _indices(self, timesteps: Any) -> list[int]:
-        return [self.index_for_timestep(t) for t in torch.as_tensor(timesteps).reshape(-1).tolist()]
-
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
-    ) -> torch.Tensor:
-        """The noisy sample x₀ + σ·ε at `timesteps` (B,) of the run's timetable, or where `set_begin_index` says.
-
-        `original_samples` and `noise` are (B, …). Raises `InputError` for a timestep that is not in the timetable.
-        """
-        sigmas = self.sigmas.to(original_samples.device, original_samples.dtype)
-        if self._begin_index is None:
-            chosen = sigmas[self._indices(timesteps)]
-        else:
-            chosen = sigmas[self._begin_index if self._step_index is None else self._step_index]
-        return original_samples + noise * chosen.reshape(-1, *[1] * (original_samples.ndim - 1))
 
     def get_velocity(
         self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
