@@ -51,6 +51,13 @@ def spaced(spacing: str, train: int, steps: int, offset: int = 0, corrected: boo
     return times
 
 
+def ending_above_zero(spacing: str, train: int, last: int, steps: int, offset: int, corrected: bool) -> np.ndarray:
+    """`steps` descending whole timesteps below `last`, of which the final one is a step above 0 (Lu et al. 2022)."""
+    if spacing == "trailing":
+        return (np.round(np.arange(last, 0, -train / steps)) - 1)[: steps if corrected else None]
+    return spaced(spacing, last, steps + 1, offset).round()[:-1]
+
+
 def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
     """Sigmas that are linear in σ^(1/ρ), descending from `high` to `low` (Karras et al. 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)
@@ -76,6 +83,7 @@ _GRIDS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "use_karras_sigmas": karras,
     "use_exponential_sigmas": exponential,
     "use_beta_sigmas": beta,
+    "use_lu_lambdas": exponential,  # Lu et al. 2022: even in λ = −log σ
 }
 
 
@@ -85,6 +93,36 @@ def chosen_grid(config: Mapping[str, Any]) -> Callable[[float, float, int], np.n
     if len(flags) > 1:
         raise ConfigError(f"{' and '.join(flags)} are both set; only one of them can be")
     return _GRIDS[flags[0]] if flags else None
+
+
+# The time shifts that flow models know, by the weight that each makes of `mu`.
+_TIME_SHIFTS: dict[str, Callable[[float], float]] = {"exponential": math.exp, "linear": float}
+
+TIME_SHIFTS = tuple(_TIME_SHIFTS)
+
+
+def shifted(sigmas: Any, shift: float) -> Any:
+    """σ in [0, 1] moved towards 1: shift·σ/(1 + (shift − 1)·σ) (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def time_shifted(sigmas: Any, mu: float, kind: str = "exponential", power: float = 1.0) -> Any:
+    """w·σᵖ/(w·σᵖ + (1 − σ)ᵖ), w = exp(μ) or, for the "linear" kind, μ: `shifted` by w where the `power` p is 1.
+
+    `sigmas` in [0, 1] is a number, an array or a tensor. Raises `InputError` unless w is positive.
+    """
+    check_choice("time_shift_type", kind, TIME_SHIFTS)
+    weight = _TIME_SHIFTS[kind](mu)
+    if not 0 < weight < math.inf:
+        raise InputError(f"mu is {mu}; a positive number is needed for the {kind} time shift")
+    odds = weight * sigmas**power
+    return odds / (odds + (1 - sigmas) ** power)
+
+
+def stretched_to(sigmas: Any, terminal: float) -> Any:
+    """Descending σ stretched away from 1 so that the last is `terminal`; where the last is 1, they stay."""
+    rest = 1 - sigmas
+    return 1 - rest * ((1 - terminal) / rest[-1]) if rest[-1] else sigmas
 
 
 def sigma_to_t(sigmas: np.ndarray, training_sigmas: np.ndarray) -> np.ndarray:
