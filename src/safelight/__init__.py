@@ -50,6 +50,7 @@ _EXPORTS = {
     "schedulers.base": ("SchedulerMixin",),
     "schedulers.ddim": ("DDIMScheduler",),
     "schedulers.ddpm": ("DDPMScheduler",),
+    "schedulers.dpm_multistep": ("DPMSolverMultistepScheduler",),
     "schedulers.euler": ("EulerDiscreteScheduler",),
     "schedulers.pndm": ("PNDMScheduler",),
     "training_utils": ("EMAModel",),

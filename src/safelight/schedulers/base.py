@@ -35,6 +35,8 @@ COMPATIBLE_NAMES = (
 )
 # fmt: on
 
+LEARNED_VARIANCES = ("learned", "learned_range")
+
 
 class SchedulerMixin(ConfigMixin):
     """What every scheduler has, also a script's own class: a config that is stored, loaded and converted."""
@@ -94,6 +96,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     """
 
     order: ClassVar[int] = 1
+    _learned = False
     # What config entries may be, checked where the class has them.
     choices: ClassVar[Mapping[str, Sequence[Any]]] = {
         "prediction_type": PREDICTION_TYPES,
@@ -120,6 +123,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
             if name in settings:
                 check_choice(name, settings[name], choices)
         self._limit = limiter(settings)
+        self._learned = settings.get("variance_type") in LEARNED_VARIANCES
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -263,7 +267,11 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     _advance: Callable[..., Advance]
 
     def _output_shape(self, sample: torch.Tensor) -> torch.Size:
-        return sample.shape
+        """The shape of the network's output: twice the channels where it also learned the variance."""
+        if not self._learned:
+            return sample.shape
+        batch, channels, *rest = sample.shape
+        return torch.Size((batch, 2 * channels, *rest))
 
     def _training_grid(self, corrected: bool) -> Grid:
         return Grid(np.arange(len(self))[::-1], len(self), corrected=corrected, exact=corrected)

@@ -9,13 +9,12 @@ import torch
 
 from ..configuration import register_to_config
 from ..errors import check_choice
-from .base import Advance, Grid, Scheduler, SchedulerOutput
+from .base import LEARNED_VARIANCES, Advance, Grid, Scheduler, SchedulerOutput
 from .prediction import Mix
 
 DDPMSchedulerOutput = SchedulerOutput
 
 _FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
-_LEARNED = ("learned", "learned_range")
 
 
 class _Row(NamedTuple):
@@ -57,7 +56,7 @@ class DDPMScheduler(Scheduler):
     ):
         # Configs that come from solvers without a variance of their own say None.
         self.variance_type = "fixed_small" if variance_type is None else variance_type
-        check_choice("variance_type", self.variance_type, (*_FIXED, *_LEARNED))
+        check_choice("variance_type", self.variance_type, (*_FIXED, *LEARNED_VARIANCES))
         self._set_up()
         self.one = torch.tensor(1.0)
 
@@ -87,17 +86,11 @@ class DDPMScheduler(Scheduler):
             noisy[-1] = False
         return rows, noisy.tolist()
 
-    def _output_shape(self, sample: torch.Tensor) -> torch.Size:
-        if self.variance_type in _FIXED:
-            return sample.shape
-        batch, channels, *rest = sample.shape
-        return torch.Size((batch, 2 * channels, *rest))
-
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
         spread: Any = row.std
-        if self.variance_type in _LEARNED:
+        if self._learned:
             model_output, variance = model_output.chunk(2, dim=1)
             spread = self._learned_std(row, variance) if noise is not None else 0.0
         x0 = row.x0(sample, model_output)

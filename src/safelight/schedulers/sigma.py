@@ -38,9 +38,6 @@ class SigmaScheduler(TimetableScheduler):
         super()._check_settings()
         chosen_grid(self._settings)
 
-    def _training_sigmas(self) -> np.ndarray:
-        return (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).cpu().numpy()
-
     @property
     def _continuous(self) -> bool:
         """Whether the network is told log(σ)/4 instead of a training timestep (EDM's v-prediction networks)."""

@@ -69,6 +69,12 @@ def exponential(low: float, high: float, steps: int) -> np.ndarray:
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 
+def even_lambdas(low: float, high: float, steps: int) -> np.ndarray:
+    """`exponential`, but for the rounding of its ends to float32: evenly spaced λ = −log σ (Lu et al. 2022)."""
+    first, last = np.log(np.array([high, low], dtype=np.float32)).tolist()
+    return np.exp(np.linspace(first, last, steps))
+
+
 def beta(low: float, high: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """Sigmas at the quantiles of Beta(`a`, `b`), descending (Lee et al. 2024, arXiv:2407.12173). Needs scipy."""
     try:
@@ -83,7 +89,7 @@ _GRIDS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "use_karras_sigmas": karras,
     "use_exponential_sigmas": exponential,
     "use_beta_sigmas": beta,
-    "use_lu_lambdas": exponential,  # Lu et al. 2022: even in λ = −log σ
+    "use_lu_lambdas": even_lambdas,
 }
 
 
@@ -127,7 +133,8 @@ def stretched_to(sigmas: Any, terminal: float) -> Any:
 
 def sigma_to_t(sigmas: np.ndarray, training_sigmas: np.ndarray) -> np.ndarray:
     """The (fractional) training timestep of each sigma: linear in log σ between `training_sigmas`, which ascend."""
-    known = np.log(np.maximum(training_sigmas, 1e-10), dtype=np.float64)
+    # In the precision of the table, as in the reference: where timesteps are cut to whole ones, a rounding decides.
+    known = np.log(np.maximum(training_sigmas, 1e-10))
     return np.interp(np.log(np.maximum(sigmas, 1e-10), dtype=np.float64), known, np.arange(len(known)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .base import Grid, Scheduler
@@ -17,6 +18,10 @@ class TimetableScheduler(Scheduler):
     def sigmas(self) -> torch.Tensor:
         """The σ of each evaluation and the final one, (len(timesteps) + 1,) float32."""
         return torch.tensor(self._run().sigmas, dtype=torch.float32)
+
+    def _training_sigmas(self) -> np.ndarray:
+        """σ/α of each training timestep, ascending."""
+        return (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).cpu().numpy()
 
     def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
         """α and the factor of ε in x = α·x₀ + σ·ε at the grid's `sigma`, a float or a tensor."""

@@ -1,0 +1,201 @@
+"""What exponential integrators share: steps in λ = log(α/σ), each linear in x, the outputs so far, and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, InputError
+from .base import Advance, Grid, Plan, Scheduler
+from .prediction import Mix, Reading, reading
+from .spacing import chosen_grid, ending_above_zero, shifted, sigma_to_t
+from .timetable import TimetableScheduler
+
+Weights = tuple[float, ...]
+
+
+class Sum(NamedTuple):
+    """on_x·x + Σ weights[k]·outputs[k] + on_noise·noise; outputs are latest first."""
+
+    on_x: float
+    weights: Weights
+    on_noise: float = 0.0
+
+    def __call__(
+        self, x: torch.Tensor, outputs: Sequence[torch.Tensor], noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        total = (x if x.itemsize > 2 else x.float()) * self.on_x
+        for weight, output in zip(self.weights, outputs, strict=False):
+            total.add_(output, alpha=weight)
+        if noise is not None and self.on_noise:
+            total.add_(noise, alpha=self.on_noise)
+        return total
+
+
+class Row(NamedTuple):
+    """How one evaluation is read, and the step from it, at each order that is possible there (1, 2, …)."""
+
+    x0: Mix
+    eps: Mix  # of x and the output, or of x and x₀ where that is limited
+    steps: tuple[Sum, ...]
+
+
+class LogSNRScheduler(TimetableScheduler):
+    """Base of the solvers of Lu et al. 2022 and their kin; σ is σ/α of x = α·x₀ + σ·ε, the network sees x itself.
+
+    With `use_flow_sigmas`, α = 1 − σ; the run option `mu` then sets the shift to e^μ (`use_dynamic_shifting`). The
+    reference reads a flow prediction as x − σ·y, also without flow sigmas, and a v-prediction as α·x − σ·y, also with
+    them, where that is not x₀; `corrected` reads them right. The network is told whole timesteps.
+    """
+
+    custom = ("timesteps",)
+    timetable_options: ClassVar = {"mu": None}
+    choices: ClassVar = {
+        **Scheduler.choices,
+        "final_sigmas_type": ("zero", "sigma_min"),
+        "time_shift_type": ("exponential",),
+        "solver_order": (1, 2, 3),
+    }
+    # Names of other solvers of the family, which their configs bring along -> what they mean here.
+    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    _repeats_last = True  # where a sigma grid was asked for, the final σ is its last
+    _reads_noise = False  # whether the solver combines ε instead of x₀
+
+    def _set_up(self) -> None:
+        for name, meanings in self.foreign.items():
+            if self.config[name] in meanings:
+                self.register_to_config(**{name: meanings[self.config[name]]})
+        super()._set_up()
+        if self._settings.get("rescale_betas_zero_snr"):
+            self.alphas_cumprod[-1] = 2**-24  # zero would make the first σ infinite
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        if chosen_grid(self._settings) and self._flow:
+            raise ConfigError("use_flow_sigmas is a grid of its own; set no other use_… flag with it")
+
+    @property
+    def _flow(self) -> bool:
+        return bool(self._settings.get("use_flow_sigmas"))
+
+    def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
+        if self._flow:
+            return 1 - sigma, sigma
+        alpha = 1 / (sigma**2 + 1) ** 0.5
+        return alpha, sigma * alpha
+
+    def _first_sigma(self, grid: Grid) -> float:
+        return 1.0
+
+    # the timetable
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        sigmas = np.append(self._training_sigmas()[::-1], np.float32(0))
+        return Grid(np.arange(len(self), dtype=np.float32)[::-1], len(self), sigmas, corrected=corrected)
+
+    def _grid(self, steps: int, corrected: bool, mu: float | None = None) -> Grid:
+        settings, train = self._settings, len(self)
+        spacing, offset = settings.get("timestep_spacing", "linspace"), settings.get("steps_offset", 0)
+        times = ending_above_zero(spacing, train, train - self._clipped(), steps, offset, corrected)
+        return self._sigmas_at(times, steps, corrected, mu)
+
+    def _custom_grid(self, corrected: bool, timesteps: np.ndarray, mu: float | None = None) -> Grid:
+        if chosen_grid(self._settings) or self._flow:
+            raise InputError("custom timesteps contradict a config that derives timesteps from its sigmas")
+        if timesteps[-1] < 0 or timesteps[0] > len(self) - 1:
+            raise InputError(f"timesteps are {timesteps.tolist()}; numbers in [0, {len(self) - 1}] are needed")
+        return self._sigmas_at(timesteps.astype(np.int64), len(timesteps), corrected, mu)
+
+    def _clipped(self) -> int:
+        """How many of the noisiest training timesteps `lambda_min_clipped` leaves out."""
+        return int((-np.log(self._training_sigmas()) < self._settings.get("lambda_min_clipped", -math.inf)).sum())
+
+    def _sigmas_at(self, times: np.ndarray, steps: int, corrected: bool, mu: float | None) -> Grid:
+        """The grid that the config asks for, through `times` or over all training sigmas."""
+        settings, training = self._settings, self._training_sigmas()
+        make, shift = chosen_grid(settings), self._shift(mu)
+        if make is not None:
+            sigmas = make(float(training[0]), float(training[-1]), steps)
+            times = sigma_to_t(sigmas, training)
+            times = times.round() if self._rounds() else times
+        elif self._flow:
+            sigmas = shifted(1 - np.linspace(1, 1 / len(self), steps + 1), shift)[:0:-1]
+            times = sigmas * len(self)
+        else:
+            sigmas = np.interp(times, np.arange(len(training)), training)
+        final = sigmas[-1] if self._repeats_last and (make is not None or self._flow) else training[0]
+        final = 0.0 if settings.get("final_sigmas_type") == "zero" else final
+        sigmas = np.append(sigmas, final).astype(np.float32)
+        return Grid(times.astype(np.int64), len(times), sigmas, corrected=corrected)
+
+    def _rounds(self) -> bool:
+        """Whether timesteps that come from sigmas are rounded; otherwise they are cut off."""
+        return bool(self._settings.get("use_karras_sigmas"))
+
+    def _shift(self, mu: float | None) -> float:
+        settings = self._settings
+        if mu is None:
+            return settings["flow_shift"]
+        if not settings.get("use_dynamic_shifting"):
+            raise InputError(f"mu is {mu!r}, which needs a config with use_dynamic_shifting=True")
+        return math.exp(mu)
+
+    # the steps
+
+    def _track(self, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """α, σ and λ of each evaluation and of the end, float64."""
+        assert grid.sigmas is not None
+        alpha, sigma = (part.double().numpy() for part in self._alpha_sigma(torch.from_numpy(grid.sigmas)))
+        with np.errstate(divide="ignore"):
+            return alpha, sigma, np.log(alpha) - np.log(sigma)
+
+    def _readings(self, grid: Grid) -> list[Reading]:
+        assert grid.sigmas is not None
+        kind, settings = self.config["prediction_type"], self._settings
+        readings = []
+        for (alpha, sigma), given in zip(self._levels(grid), grid.sigmas.tolist(), strict=False):
+            one = reading(kind, alpha, sigma)
+            if not grid.corrected and kind == "flow_prediction":
+                one = one._replace(x0=Mix(1.0, -given))
+            if not grid.corrected and kind == "v_prediction":
+                one = Reading(Mix(alpha, -sigma), Mix(sigma, alpha))
+            if settings.get("thresholding"):
+                one = one._replace(eps=reading("sample", alpha, sigma).eps)
+            readings.append(one)
+        return readings
+
+    def _order_at(self, i: int, count: int) -> int:
+        """The highest order that the config allows at evaluation `i` of `count`."""
+        settings, left = self._settings, count - i
+        few = settings["lower_order_final"] and count < 15
+        ends = settings.get("euler_at_final") or settings.get("final_sigmas_type") == "zero"
+        most = 1 if left == 1 and (few or ends) else 2 if left == 2 and few else 3
+        return min(most, settings["solver_order"])
+
+    def initial_state(self, plan: Plan) -> tuple:
+        return ()
+
+    def _read(self, row: Any, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x₀, and what the solver combines."""
+        if self._learned:
+            model_output = model_output[:, : sample.shape[1]]
+        x0 = row.x0(sample, model_output)
+        if self._limit is not None:
+            x0 = model_output = self._limit(x0)
+        return x0, row.eps(sample, model_output) if self._reads_noise else x0
+
+    def _advance(
+        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        x0, output = self._read(row, model_output, sample)
+        outputs = (output, *state)[: self._memory]
+        step = row.steps[min(len(outputs), len(row.steps)) - 1]
+        return Advance(step(sample, outputs, noise).to(model_output.dtype), outputs, x0)
+
+    @property
+    def _memory(self) -> int:
+        return self.config["solver_order"]
