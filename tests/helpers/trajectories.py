@@ -55,16 +55,7 @@ STEPS = [10, 5, 30, 50]
 CUSTOM_TIMESTEPS = {"timesteps": [0.95, 0.7, 0.66, 0.3, 0.02]}  # as fractions of the training time
 CUSTOM_SIGMAS = {"sigmas": [1.2, 0.9, 0.5, 0.2, 0.1, 0.0]}
 COVERED_BY_TIMETABLE = {"num_inference_steps", "timesteps", "sigmas"}
-REFUSALS = (
-    ValueError,
-    RuntimeError,
-    IndexError,
-    AssertionError,
-    NotImplementedError,
-    TypeError,
-    AttributeError,
-    KeyError,
-)
+REFUSALS = (ValueError, RuntimeError, LookupError, NameError, AssertionError, TypeError, AttributeError)
 
 
 class Reason(NamedTuple):

@@ -101,6 +101,9 @@ WIDER = [
 ]
 
 
+NOISY_END = {"final_sigmas_type": "sigma_min"}
+
+
 class TestMultistep(TrajectoryParity):
     tables = {
         MULTISTEP: {
