@@ -96,15 +96,19 @@ class FamiliarSurface:
         self._install(self.plan(num_inference_steps, **arguments))  # type: ignore[attr-defined]
 
     def _install(self, plan: Plan) -> None:
-        self._active, self._timesteps, self.num_inference_steps = plan, plan.timesteps, plan.num_inference_steps
+        self._active, self._timesteps, self.num_inference_steps = plan, self._shown(plan), plan.num_inference_steps
         self._step_index = self._begin_index = self._state = None
 
     def _run(self) -> Plan:
         """The plan of the run; until `set_timesteps`, every training timestep."""
         if self._active is None:
             self._active = self.plan()  # type: ignore[attr-defined]
-            self._timesteps = self._active.timesteps
+            self._timesteps = self._shown(self._active)
         return self._active
+
+    def _shown(self, plan: Plan) -> torch.Tensor:
+        """What `timesteps` shows of the run."""
+        return plan.timesteps
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -115,8 +119,7 @@ class FamiliarSurface:
 
     @timesteps.setter
     def timesteps(self, value: torch.Tensor) -> None:
-        times = self._run().times
-        if [*torch.as_tensor(value).tolist()] != [*times]:
+        if torch.as_tensor(value).tolist() != self._shown(self._run()).tolist():
             raise InputError("timesteps can be moved or cast, not changed; use set_timesteps(timesteps=…)")
         self._timesteps = torch.as_tensor(value).contiguous()
 
@@ -215,7 +218,7 @@ class FamiliarSurface:
         if isinstance(timestep, torch.Tensor):
             table = self.timesteps
             offset = timestep.data_ptr() - table.data_ptr()
-            if timestep.ndim == 0 and 0 <= offset < table.nbytes:
+            if not any(timestep.stride()) and 0 <= offset < table.nbytes:  # one value, perhaps expanded over rows
                 return run, offset // table.itemsize
             if timestep.numel() != 1:
                 raise InputError(f"timestep has shape {tuple(timestep.shape)}; step takes one timestep for all rows")
