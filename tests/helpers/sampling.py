@@ -39,19 +39,21 @@ def familiar_run(
     begin: int = 0,
     learned: str = "",
     dtype: torch.dtype = torch.float32,
+    end: int | None = None,
 ) -> Run:
-    """Loop over `scheduler.timesteps` from `begin`, as scripts do."""
+    """Loop over `scheduler.timesteps` from `begin` (to `end`), as scripts do."""
     inputs, samples, originals = [], [], []
-    x = start(float(scheduler.init_noise_sigma)).to(dtype)
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)  # diffusers' flow solvers have none
+    x = start(float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
     samples.append(x)
-    for t in scheduler.timesteps[begin:]:
-        inputs.append(scheduler.scale_model_input(x, t))
+    for t in scheduler.timesteps[begin:end]:
+        inputs.append(scale(x, t))
         out = scheduler.step(network(inputs[-1], t, learned), t, x, **(step_options or {}))
         x = out.prev_sample
         samples.append(x)
         if "pred_original_sample" in out and out.pred_original_sample is not None:
             originals.append(out.pred_original_sample)
-    return _run(inputs, samples, originals, scheduler.timesteps[begin:])
+    return _run(inputs, samples, originals, scheduler.timesteps[begin:end])
 
 
 def pure_run(
@@ -77,4 +79,10 @@ def pure_run(
 
 
 def _run(inputs: list, samples: list, originals: list, timesteps: torch.Tensor) -> Run:
-    return Run(torch.stack(inputs), torch.stack(samples), torch.stack(originals) if originals else None, timesteps)
+    return Run(_joined(inputs), _joined(samples), _joined(originals) if originals else None, timesteps)
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The tensors as one: stacked, or end to end where they are of several sizes."""
+    same = len({one.shape for one in tensors}) == 1
+    return torch.stack(tensors) if same else torch.cat([one.reshape(-1) for one in tensors])

@@ -1,4 +1,4 @@
-"""What solvers on the straight path x = (1 − σ)·x₀ + σ·ε share (Lipman et al. 2023, arXiv:2210.02747): their timetable."""
+"""What solvers on the straight path x = (1 − σ)·x₀ + σ·ε share: a timetable (Esser et al. 2024, arXiv:2403.03206)."""
 
 from __future__ import annotations
 
@@ -131,9 +131,7 @@ class FlowScheduler(TimetableScheduler):
             sigmas = self.stretch_shift_to_terminal(sigmas)
         make = chosen_grid(settings)
         if make is exponential and sigmas[-1] <= 0:
-            raise InputError(
-                "use_exponential_sigmas needs a smallest σ above 0; leave the 0 out, a run ends there anyway"
-            )
+            raise InputError("use_exponential_sigmas needs σ above 0; leave the 0 out, a run ends there anyway")
         return make(float(sigmas[-1]), float(sigmas[0]), len(sigmas)) if make else sigmas
 
     def _told(self, sigmas: np.ndarray, corrected: bool, times: np.ndarray | None = None) -> Grid:

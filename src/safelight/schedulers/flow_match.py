@@ -26,9 +26,9 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     """Steps x ← x + (σ' − σ)·y, or with `stochastic_sampling` x ← (1 − σ')·x₀ + σ'·z with fresh noise z.
 
     Run options: `s_churn`, `s_tmin`, `s_tmax` and `s_noise` change nothing, as in the reference; a `corrected` run
-    refuses churn. `per_token_timesteps` (B, T) gives every token of a sample (B, T, C) its own timestep: each goes on to
-    the next lower σ of the run. There y means x₀ − ε, and stochastic steps read it as ε − x₀ all the same, as in the
-    reference (`corrected` does not).
+    refuses churn. `per_token_timesteps` (B, T) gives every token of a sample (B, T, C) its own timestep: each goes on
+    to the next lower σ of the run. There y means x₀ − ε, and stochastic steps read it as ε − x₀ all the same, as in
+    the reference (`corrected` does not).
     """
 
     options: ClassVar = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0}
