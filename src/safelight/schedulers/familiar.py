@@ -222,7 +222,8 @@ class FamiliarSurface:
                 return run, offset // table.itemsize
             if timestep.numel() != 1:
                 raise InputError(f"timestep has shape {tuple(timestep.shape)}; step takes one timestep for all rows")
-            times = tuple(torch.tensor(times).to(timestep.dtype).tolist()) if timestep.itemsize < 4 else times
+            rounded = timestep.itemsize < run.timesteps.itemsize
+            times = tuple(torch.tensor(times).to(timestep.dtype).tolist()) if rounded else times
             timestep = timestep.item()
         if expected < len(times) and times[expected] == timestep:
             return run, expected
