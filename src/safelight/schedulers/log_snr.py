@@ -62,6 +62,7 @@ class LogSNRScheduler(TimetableScheduler):
     }
     # Names of other solvers of the family, which their configs bring along -> what they mean here.
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    _flow_grids: ClassVar[tuple[Any, ...]] = ()  # grids that flow sigmas can be spaced by
     _repeats_last = True  # where a sigma grid was asked for, the final σ is its last
     _reads_noise = False  # whether the solver combines ε instead of x₀
 
@@ -75,7 +76,7 @@ class LogSNRScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if chosen_grid(self._settings) and self._flow:
+        if chosen_grid(self._settings) not in (None, *self._flow_grids) and self._flow:
             raise ConfigError("use_flow_sigmas is a grid of its own; set no other use_… flag with it")
 
     @property
@@ -114,16 +115,22 @@ class LogSNRScheduler(TimetableScheduler):
         """How many of the noisiest training timesteps `lambda_min_clipped` leaves out."""
         return int((-np.log(self._training_sigmas()) < self._settings.get("lambda_min_clipped", -math.inf)).sum())
 
-    def _sigmas_at(self, times: np.ndarray, steps: int, corrected: bool, mu: float | None) -> Grid:
-        """The grid that the config asks for, through `times` or over all training sigmas."""
+    def _sigmas_at(
+        self, times: np.ndarray, steps: int, corrected: bool, mu: float | None, given: np.ndarray | None = None
+    ) -> Grid:
+        """The grid that the config asks for: through `times`, over all training sigmas, or of `given` flow sigmas."""
         settings, training = self._settings, self._training_sigmas()
-        make, shift = chosen_grid(settings), self._shift(mu)
+        if mu is not None and not settings.get("use_dynamic_shifting"):
+            raise InputError(f"mu is {mu!r}, which needs a config with use_dynamic_shifting=True")
+        make = chosen_grid(settings)
         if make is not None:
-            sigmas = make(float(training[0]), float(training[-1]), steps)
+            low, high = settings.get("sigma_min"), settings.get("sigma_max")
+            ends = float(training[0] if low is None else low), float(training[-1] if high is None else high)
+            sigmas = make(*ends, steps)
             times = sigma_to_t(sigmas, training)
             times = times.round() if self._rounds() else times
         elif self._flow:
-            sigmas = shifted(1 - np.linspace(1, 1 / len(self), steps + 1), shift)[:0:-1]
+            sigmas = self._shifted(self._flow_sigmas(steps) if given is None else given, mu)
             times = sigmas * len(self)
         else:
             sigmas = np.interp(times, np.arange(len(training)), training)
@@ -136,13 +143,11 @@ class LogSNRScheduler(TimetableScheduler):
         """Whether timesteps that come from sigmas are rounded; otherwise they are cut off."""
         return bool(self._settings.get("use_karras_sigmas"))
 
-    def _shift(self, mu: float | None) -> float:
-        settings = self._settings
-        if mu is None:
-            return settings["flow_shift"]
-        if not settings.get("use_dynamic_shifting"):
-            raise InputError(f"mu is {mu!r}, which needs a config with use_dynamic_shifting=True")
-        return math.exp(mu)
+    def _flow_sigmas(self, steps: int) -> np.ndarray:
+        return (1 - np.linspace(1, 1 / len(self), steps + 1))[:0:-1]
+
+    def _shifted(self, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
+        return shifted(sigmas, self._settings["flow_shift"] if mu is None else math.exp(mu))
 
     # the steps
 
