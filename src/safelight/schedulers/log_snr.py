@@ -92,8 +92,6 @@ class LogSNRScheduler(TimetableScheduler):
     def _first_sigma(self, grid: Grid) -> float:
         return 1.0
 
-    # the timetable
-
     def _training_grid(self, corrected: bool) -> Grid:
         sigmas = np.append(self._training_sigmas()[::-1], np.float32(0))
         return Grid(np.arange(len(self), dtype=np.float32)[::-1], len(self), sigmas, corrected=corrected)
@@ -124,9 +122,8 @@ class LogSNRScheduler(TimetableScheduler):
             raise InputError(f"mu is {mu!r}, which needs a config with use_dynamic_shifting=True")
         make = chosen_grid(settings)
         if make is not None:
-            low, high = settings.get("sigma_min"), settings.get("sigma_max")
-            ends = float(training[0] if low is None else low), float(training[-1] if high is None else high)
-            sigmas = make(*ends, steps)
+            ends = (("sigma_min", float(training[0])), ("sigma_max", float(training[-1])))
+            sigmas = make(*(settings.get(name) or trained for name, trained in ends), steps)
             times = sigma_to_t(sigmas, training)
             times = times.round() if self._rounds() else times
         elif self._flow:
@@ -148,8 +145,6 @@ class LogSNRScheduler(TimetableScheduler):
 
     def _shifted(self, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
         return shifted(sigmas, self._settings["flow_shift"] if mu is None else math.exp(mu))
-
-    # the steps
 
     def _track(self, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """α, σ and λ of each evaluation and of the end, float64."""

@@ -11,7 +11,7 @@ import torch
 
 from ..configuration import register_to_config
 from ..errors import ConfigError, InputError
-from .base import Advance, Grid, Plan
+from .base import Advance, Grid, Plan, Scheduler
 from .log_snr import LogSNRScheduler, Sum
 from .prediction import Mix
 from .spacing import TIME_SHIFTS, chosen_grid, karras, shifted, stretched_to, time_shifted
@@ -22,21 +22,23 @@ class _Row(NamedTuple):
     eps: Mix
     predict: tuple[Sum, ...]  # by order, of the outputs so far
     correct: tuple[Sum, ...]  # by order, of the outputs so far and the start of the step before
+    other: tuple[Scheduler, Plan, int] | None  # the predictor in place of ours, its plan and where it stands
 
 
 class _State(NamedTuple):
     outputs: tuple[torch.Tensor, ...] = ()  # latest first
     start: torch.Tensor | None = None  # of the latest step, corrected
     order: int = 0  # of the latest step
+    other: Any = None  # state of the predictor in place of ours
 
 
 class UniPCMultistepScheduler(LogSNRScheduler):
     """Steps x ← (σ'/σ)·x − α'·(e^−h − 1)·m − α'·B(h)·Σ ρₖ·(mₖ − m)/rₖ over the last outputs m, mₖ (eq. 3 and 8).
 
-    Before each step the one before is taken again with the new output among the mₖ (the corrector, UniC), but after
-    those listed in `disable_corrector`. `solver_type`: B(h) = e^h − 1 ("bh2") or h ("bh1"), with h signed as in the
-    paper. `predict_x0=False` combines ε. Of flow sigmas: `shift_terminal` stretches them to end there, run option `mu`
-    shifts them (`use_dynamic_shifting`), custom `sigmas` replace them.
+    Before each step the one before is taken again with the new output among the mₖ (the corrector), but after those in
+    `disable_corrector`. `solver_type`: B(h) = e^h − 1 ("bh2") or h ("bh1"), h signed as in the paper; with
+    `predict_x0=False`, m is ε. `solver_p`, a scheduler with the same timetable, replaces the predictor. Flow sigmas are
+    given by `sigmas`, shifted by run option `mu` (`use_dynamic_shifting`), and stretched to end at `shift_terminal`.
     """
 
     custom = ("sigmas",)
@@ -90,10 +92,10 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         self._reads_noise = not settings["predict_x0"]
         if self._reads_noise and settings["thresholding"]:
             raise ConfigError("thresholding is of x₀; it needs predict_x0=True")
+        if not isinstance(settings["solver_p"], Scheduler | None):
+            raise ConfigError(f"solver_p is {settings['solver_p']!r}; a scheduler, or None, is needed")
         if settings["shift_terminal"] is not None and not self._flow:
             raise ConfigError("shift_terminal is for flow sigmas; set use_flow_sigmas=True with it")
-
-    # the timetable
 
     def _custom_grid(self, corrected: bool, sigmas: np.ndarray, mu: float | None = None) -> Grid:
         if not self._flow or chosen_grid(self._settings):
@@ -128,16 +130,18 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             sigmas = stretched_to(sigmas, settings["shift_terminal"])
         return np.minimum(sigmas, 1 - 1e-6)  # at 1 there is no signal, and λ is infinite
 
-    # the steps
-
     def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
         settings, count = self._settings, len(grid.times)
         predict, correct = self._sums(grid)
+        predictor = settings["solver_p"]
+        plan = predictor and predictor.plan(count)
+        if plan and plan.times != tuple(grid.times.tolist()):
+            raise InputError(f"solver_p has the timetable {plan.times}, but this run's is {tuple(grid.times.tolist())}")
         rows = []
         for i, one in enumerate(self._readings(grid)):
             most = min(settings["solver_order"], count - i if settings["lower_order_final"] else i + 1)
-            follows = i > 0 and i - 1 not in settings["disable_corrector"]
-            rows.append(_Row(one.x0, one.eps, predict[i][:most], correct[i - 1] if follows else ()))
+            again = correct[i - 1] if i > 0 and i - 1 not in settings["disable_corrector"] else ()
+            rows.append(_Row(one.x0, one.eps, predict[i][:most], again, plan and (predictor, plan, i)))
         return rows, [False] * count
 
     def _sums(self, grid: Grid) -> tuple[list[tuple[Sum, ...]], list[tuple[Sum, ...]]]:
@@ -152,13 +156,10 @@ class UniPCMultistepScheduler(LogSNRScheduler):
                 steps[0].append((Sum(keep, (float(end),)),))
                 continue
             most = min(self._settings["solver_order"], i + 1)
+            ratios = (lam[i - most + 1 : i][::-1] - lam[i]) / (h or 1)
             for sums, corrects in zip(steps, (False, True), strict=True):
-                orders = []
-                for order in range(1, most + 1):
-                    ratios = (lam[i - order + 1 : i][::-1] - lam[i]) / (h or 1)
-                    weights = scale[i + 1] * self._weights(hh, ratios, corrects)
-                    orders.append(Sum(keep, tuple(weights.tolist())))
-                sums.append(tuple(orders))
+                orders = [scale[i + 1] * self._weights(hh, ratios[:earlier], corrects) for earlier in range(most)]
+                sums.append(tuple(Sum(keep, tuple(weights.tolist())) for weights in orders))
         return steps
 
     def _weights(self, hh: float, ratios: np.ndarray, corrects: bool) -> np.ndarray:
@@ -192,5 +193,9 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             sample = row.correct[state.order - 1](state.start, (output, *state.outputs)).to(sample.dtype)
         outputs = (output, *state.outputs)[: self._memory]
         order = min(len(outputs), len(row.predict))
-        previous = row.predict[order - 1](sample, outputs).to(model_output.dtype)
-        return Advance(previous, _State(outputs, sample, order), x0)
+        if row.other is not None:
+            predictor, plan, i = row.other
+            previous, other, _ = predictor.advance(plan, i, model_output, sample, state.other, noise)
+        else:
+            previous, other = row.predict[order - 1](sample, outputs).to(model_output.dtype), None
+        return Advance(previous, _State(outputs, sample, order, other), x0)

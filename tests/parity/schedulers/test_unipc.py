@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import diffusers
 import numpy as np
+import pytest
 
+import safelight
+
+from ...helpers.compare import relative_difference
+from ...helpers.sampling import familiar_run
 from ...helpers.trajectories import (
     BETAS,
     GRIDS,
@@ -12,6 +17,7 @@ from ...helpers.trajectories import (
     PREDICTIONS,
     STEPS,
     THRESHOLDS,
+    TOLERANCE,
     Config,
     Reason,
     TrajectoryParity,
@@ -99,3 +105,17 @@ class TestUniPC(TrajectoryParity):
             return super().check_that_theirs_fails(name, combination, reason)
         sigmas = self.attempt(diffusers, name, combination)[1].sigmas
         assert (sigmas[:-1].diff() > 0).all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_another_predictor(order: int) -> None:
+    runs = []
+    for library in (safelight, diffusers):
+        predictor = library.DPMSolverMultistepScheduler(solver_type="heun", solver_order=order)
+        scheduler = library.UniPCMultistepScheduler(solver_p=predictor, solver_order=order)
+        scheduler.set_timesteps(12)
+        runs.append(familiar_run(scheduler).samples)
+    assert relative_difference(*runs) <= TOLERANCE
+    plain = safelight.UniPCMultistepScheduler(solver_order=order)
+    plain.set_timesteps(12)
+    assert relative_difference(familiar_run(plain).samples, runs[0]) > 10 * TOLERANCE or order == 1
