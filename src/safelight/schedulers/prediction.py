@@ -53,12 +53,14 @@ class Mix(NamedTuple):
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Evaluate; returns `y` itself where that is the answer.
 
-        Each operation rounds once and a small divisor comes last: at α near zero, where rounding errors grow by 1/α,
-        another order would give another x₀ than the reference's.
+        Where there is more than one product, each operation rounds once and a small divisor comes last: at α near zero,
+        where rounding errors grow by 1/α, another order would give another x₀ than the reference's.
         """
         on_x, on_y, over = self
         if on_x == 0.0:
             return y if on_y == over else y * (on_y / over)
+        if on_x == over == 1.0:
+            return torch.add(x, y, alpha=on_y)
         mixed, other = y * on_y, x if on_x == 1.0 else x * on_x
         mixed = mixed.add_(other) if mixed.dtype == x.dtype else mixed + other
         return mixed if over == 1.0 else mixed.div_(over)
