@@ -1,0 +1,137 @@
+"""Brownian motion that is a function of its seed: halved intervals (Lévy's construction), as torchsde's trees have it.
+
+A random tree gives the same path whatever intervals are asked for, in whatever order: what makes a sampler with steps of
+another length follow the same noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import reduce
+from threading import Lock
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+
+_DIGITS = 6  # of the times; halving ends there
+_POOL = 24  # words of NumPy's seed sequences
+_KEPT = 96  # intervals: the two ends of the last one asked for, to the finest halves
+
+_Interval = tuple[float, float, torch.Tensor]  # start, end, and the increment between them
+
+
+class BrownianTree:
+    """Increments of a standard Brownian motion W on [`low`, `high`], for every number of a tensor of `shape`.
+
+    They depend on nothing but the arguments. `seed` is one for the whole tensor, or a list with one for each row, which
+    is then the same in every batch. Times are rounded to 10⁻⁶ and kept within the range. The last intervals are
+    remembered (at most 96 tensors), so that asking for neighbours in turn is fast; threads can share one tree.
+    """
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        shape: Sequence[int],
+        seed: int | Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ):
+        check_noise_seed("seed", seed)
+        if not -math.inf < low <= high < math.inf:
+            raise InputError(f"the range is from {low} to {high}; two finite numbers, the first not larger, are needed")
+        self._seeds = [seed] if isinstance(seed, int) else list(seed)
+        self._sizes, self._batched = tuple(shape), not isinstance(seed, int)
+        if self._batched:
+            if len(self._seeds) != self._sizes[0]:
+                raise InputError(f"{len(self._seeds)} noise seeds are given, but the batch has {self._sizes[0]} rows")
+            self._sizes = self._sizes[1:]
+        self._dtype, self._device = dtype, device
+        self._root: _Interval = (
+            round(low, _DIGITS),
+            round(high, _DIGITS),
+            self._normal(()).mul_(math.sqrt(high - low)),
+        )
+        self._known: OrderedDict[tuple[int, int], _Interval] = OrderedDict()
+        self._lock = Lock()
+
+    def increment(self, a: float, b: float) -> torch.Tensor:
+        """W(b) − W(a)."""
+        start, end, whole = self._root
+        first, last = (min(max(round(t, _DIGITS), start), end) for t in (a, b))
+        if first == last:
+            return torch.zeros_like(whole)
+        parts: list[torch.Tensor] = []
+        self._collect(parts, min(first, last), max(first, last))
+        return reduce(torch.add, parts) * (1.0 if first < last else -1.0)
+
+    def normalised(self, a: float, b: float) -> torch.Tensor:
+        """(W(b) − W(a))/√|b − a|, which is standard normal; the length is taken in float32."""
+        length = abs(np.float32(b) - np.float32(a))
+        if not length:
+            raise InputError(f"the interval from {a} to {b} is empty, so nothing random happens in it")
+        return self.increment(a, b).div_(float(np.sqrt(length)))
+
+    def _collect(self, parts: list[torch.Tensor], a: float, b: float, depth: int = 0, place: int = 0) -> None:
+        """Append the increments of the largest intervals of the tree that fill [a, b], in their order."""
+        start, end, increment = self._interval(depth, place)
+        if a <= start and end <= b:
+            parts.append(increment)
+            return
+        middle = _middle(start, end)
+        if a < middle:
+            self._collect(parts, a, b, depth + 1, 2 * place)
+        if b > middle:
+            self._collect(parts, a, b, depth + 1, 2 * place + 1)
+
+    def _interval(self, depth: int, place: int) -> _Interval:
+        """The interval at `place` (from the left, of 2^depth) of the tree."""
+        if not depth:
+            return self._root
+        with self._lock:
+            known = self._known.get((depth, place))
+            if known is not None:
+                self._known.move_to_end((depth, place))
+                return known
+        found = self._half(depth, place)
+        with self._lock:
+            self._known[depth, place] = found
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return found
+
+    def _half(self, depth: int, place: int) -> _Interval:
+        """A half of the interval above: given W there, W at the middle is normal (the Brownian bridge)."""
+        start, end, whole = self._interval(depth - 1, place // 2)
+        middle = _middle(start, end)
+        if place % 2:
+            return middle, end, whole - self._interval(depth, place - 1)[2]
+        left, right, share = middle - start, end - middle, 1 / (end - start)
+        noise = self._normal((place // 2, depth - 1)).mul_(math.sqrt(left * right * share))
+        # Each operation rounds once, in this order, as in the reference.
+        return start, middle, (whole * left).mul_(share).add_(noise)
+
+    def _normal(self, place: tuple[int, ...]) -> torch.Tensor:
+        """Standard normal numbers that belong to a place in the tree."""
+        rows = []
+        for seed in self._seeds:
+            sequence = np.random.SeedSequence(seed, spawn_key=place, pool_size=_POOL)
+            generator = torch.Generator(self._device).manual_seed(int(sequence.generate_state(1)[0]))
+            rows.append(torch.randn(self._sizes, dtype=self._dtype, device=self._device, generator=generator))
+        return torch.stack(rows) if self._batched else rows[0]
+
+
+def _middle(start: float, end: float) -> float:
+    return round(0.5 * (end + start), _DIGITS)
+
+
+def check_noise_seed(name: str, seed: object) -> None:
+    """Raise `InputError` unless `seed` is a whole number ≥ 0, or a list of such."""
+    several = isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) > 0
+    for one in seed if several else [seed]:  # type: ignore[attr-defined]
+        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
+            raise InputError(f"{name} is {seed!r}; a whole number from 0 on, or a list with one for each row, is needed")
