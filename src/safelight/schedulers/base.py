@@ -160,13 +160,12 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         arrays = {name: descending(name, values) for name, values in custom.items() if values is not None}
         known = ("corrected", *self.custom, *self.timetable_options, *self.options)
         check_known(f"{type(self).__name__}.plan", [*arrays, *options], known)
-        if len(arrays) + (num_inference_steps is not None) > 1:
-            raise InputError("num_inference_steps, timesteps and sigmas say the same thing; give one of them")
+        self._check_given(num_inference_steps, arrays)
         shape = {name: options.pop(name, default) for name, default in self.timetable_options.items()}
-        if num_inference_steps is not None:
-            grid = self._grid(_step_count(num_inference_steps), corrected, **shape)
-        elif arrays:
+        if arrays:
             grid = self._custom_grid(corrected, **arrays, **shape)
+        elif num_inference_steps is not None:
+            grid = self._grid(_step_count(num_inference_steps), corrected, **shape)
         else:
             grid = self._training_grid(corrected)
         return self._assemble(grid, {**self.options, **options}, device)
@@ -245,6 +244,15 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         # Looked up here, so that a step stays in few files; `Plan.row` says what is wrong with `i`.
         return plan.rows[i] if 0 <= i < len(plan.rows) else plan.row(i)
 
+    def implied_output(self, plan: Plan, i: int, sample: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """The model output that means x₀ = `original` at evaluation `i` of `sample`, before any clipping.
+
+        It lets a formula, or a network of another prediction type, drive any solver. `sample` and `original` are
+        (B, C, …); a learned variance comes out as zeros.
+        """
+        output = self._row(plan, i).x0.solve(sample, original)
+        return torch.cat([output, torch.zeros_like(output)], dim=1) if self._learned else output
+
     def noised(self, plan: Plan, i: int, original: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """`original` x₀ at the noise level of evaluation `i`: α·x₀ + σ·ε, as `advance` wants it there."""
         self._row(plan, i)
@@ -265,6 +273,11 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     _rows: Callable[..., tuple[Sequence[Any], Sequence[bool]]]
     # (row, model_output, sample, state, noise) -> one step with those coefficients
     _advance: Callable[..., Advance]
+
+    def _check_given(self, steps: int | None, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise `InputError` where the number of steps and the custom timetables contradict each other."""
+        if len(arrays) + (steps is not None) > 1:
+            raise InputError("num_inference_steps, timesteps and sigmas say the same thing; give one of them")
 
     def _output_shape(self, sample: torch.Tensor) -> torch.Size:
         """The shape of the network's output: twice the channels where it also learned the variance."""

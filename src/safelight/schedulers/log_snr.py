@@ -122,8 +122,8 @@ class LogSNRScheduler(TimetableScheduler):
             raise InputError(f"mu is {mu!r}, which needs a config with use_dynamic_shifting=True")
         make = chosen_grid(settings)
         if make is not None:
-            ends = (("sigma_min", float(training[0])), ("sigma_max", float(training[-1])))
-            sigmas = make(*(settings.get(name) or trained for name, trained in ends), steps)
+            low, high = settings.get("sigma_min") or training[0], settings.get("sigma_max") or training[-1]
+            sigmas = make(float(low), float(high), steps)
             times = sigma_to_t(sigmas, training)
             times = times.round() if self._rounds() else times
         elif self._flow:

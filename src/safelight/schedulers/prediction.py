@@ -65,6 +65,12 @@ class Mix(NamedTuple):
         mixed = mixed.add_(other) if mixed.dtype == x.dtype else mixed + other
         return mixed if over == 1.0 else mixed.div_(over)
 
+    def solve(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """The y that gives `mixed`; zeros where it does not depend on y."""
+        if self.on_y == 0.0:
+            return torch.zeros_like(x)
+        return (mixed * self.over - x * self.on_x) / self.on_y
+
     def of_scaled(self, scale: float) -> Mix:
         """The same reading of x when what was meant by x is `scale`·x."""
         return Mix(self.on_x * scale / self.over, self.on_y / self.over)

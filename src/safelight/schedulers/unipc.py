@@ -110,8 +110,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         if self._settings["use_dynamic_shifting"] and mu is None:
             raise InputError("the config has use_dynamic_shifting=True, which needs mu")
         grid = super()._sigmas_at(times, steps, corrected, mu, given)
-        if self._flow and chosen_grid(self._settings):  # σ/α of the grid as the σ of a flow
-            assert grid.sigmas is not None
+        if grid.sigmas is not None and self._flow and chosen_grid(self._settings):  # σ/α as the σ of a flow
             sigmas = grid.sigmas.astype(np.float64) / (grid.sigmas + 1)
             times = (sigmas[:-1] * len(self)).astype(np.int64)
             return grid._replace(times=times, sigmas=sigmas.astype(np.float32))
@@ -192,10 +191,10 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         if state.start is not None and row.correct:
             sample = row.correct[state.order - 1](state.start, (output, *state.outputs)).to(sample.dtype)
         outputs = (output, *state.outputs)[: self._memory]
-        order = min(len(outputs), len(row.predict))
+        order, other = min(len(outputs), len(row.predict)), None
         if row.other is not None:
             predictor, plan, i = row.other
             previous, other, _ = predictor.advance(plan, i, model_output, sample, state.other, noise)
         else:
-            previous, other = row.predict[order - 1](sample, outputs).to(model_output.dtype), None
+            previous = row.predict[order - 1](sample, outputs).to(model_output.dtype)
         return Advance(previous, _State(outputs, sample, order, other), x0)
