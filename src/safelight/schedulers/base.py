@@ -102,7 +102,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         "prediction_type": PREDICTION_TYPES,
         "timestep_spacing": SPACINGS,
     }
-    _compatibles = COMPATIBLE_NAMES
+    _compatibles: ClassVar[Sequence[str]] = COMPATIBLE_NAMES
     _arguments: ClassVar[tuple[str, ...]] = ()  # of the constructor, and of those of the bases
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -157,7 +157,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         Raises `InputError` for a timetable that cannot be, `UnknownArgumentError` for an option that the solver lacks.
         """
         custom = {"timesteps": timesteps, "sigmas": sigmas}
-        arrays = {name: descending(name, values) for name, values in custom.items() if values is not None}
+        arrays = {name: self._given_values(name, values) for name, values in custom.items() if values is not None}
         known = ("corrected", *self.custom, *self.timetable_options, *self.options)
         check_known(f"{type(self).__name__}.plan", [*arrays, *options], known)
         self._check_given(num_inference_steps, arrays)
@@ -273,6 +273,8 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     _rows: Callable[..., tuple[Sequence[Any], Sequence[bool]]]
     # (row, model_output, sample, state, noise) -> one step with those coefficients
     _advance: Callable[..., Advance]
+
+    _given_values = staticmethod(descending)  # (name, values of a custom timetable) -> array
 
     def _check_given(self, steps: int | None, arrays: Mapping[str, np.ndarray]) -> None:
         """Raise `InputError` where the number of steps and the custom timetables contradict each other."""

@@ -31,7 +31,7 @@ class FlowScheduler(TimetableScheduler):
     are read as without.
     """
 
-    custom = ("sigmas", "timesteps")
+    custom: ClassVar = ("sigmas", "timesteps")
     timetable_options: ClassVar = {"mu": None}
     choices: ClassVar = {"time_shift_type": TIME_SHIFTS}
     _compatibles = ()
@@ -108,12 +108,14 @@ class FlowScheduler(TimetableScheduler):
     def _custom_grid(
         self,
         corrected: bool,
-        sigmas: np.ndarray | None = None,
         timesteps: np.ndarray | None = None,
+        sigmas: np.ndarray | None = None,
         mu: float | None = None,
     ) -> Grid:
         times = None if timesteps is None else timesteps.astype(np.float32)
-        given = times / np.float32(len(self)) if sigmas is None else sigmas.astype(np.float32)
+        given = sigmas if times is None or sigmas is not None else times / np.float32(len(self))
+        assert given is not None
+        given = given.astype(np.float32)
         if given[0] > 1 or given[-1] < 0:
             wanted = "sigmas in [0, 1]" if times is None else f"timesteps in [0, {len(self)}]"
             raise InputError(f"the timetable goes from σ = {given[0]} to {given[-1]}; {wanted} are needed")
@@ -158,6 +160,15 @@ class FlowScheduler(TimetableScheduler):
         """How x₀ follows from x and y = ε − x₀ (x₀ − ε where σ rises) at each evaluation."""
         mixes = [reading("flow_prediction", alpha, sigma).x0 for alpha, sigma in self._levels(grid)]
         return [mix._replace(on_y=-mix.on_y) for mix in mixes] if self._rising(grid) else mixes
+
+    def _noise_after(self, grid: Grid) -> list[float]:
+        """The share of noise in x after each evaluation."""
+        assert grid.sigmas is not None
+        return (1 - grid.sigmas if self._rising(grid) else grid.sigmas)[1:].tolist()
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """`sample`: the network sees it as it is."""
+        return sample
 
     def scale_noise(
         self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor, corrected: bool = False

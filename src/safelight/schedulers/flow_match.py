@@ -19,7 +19,7 @@ FlowMatchEulerDiscreteSchedulerOutput = SchedulerOutput
 class _Row(NamedTuple):
     x0: Mix
     change: float  # of σ
-    mean: Mix | None  # of x₀ and fresh noise, where sampling is stochastic
+    renewed: float | None  # where sampling is stochastic: the share of fresh noise, the rest being x₀
 
 
 class FlowMatchEulerDiscreteScheduler(FlowScheduler):
@@ -61,11 +61,9 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         if grid.corrected and s_churn:
             raise InputError(f"s_churn is {s_churn}; {type(self).__name__} has no churn; use stochastic_sampling")
         stochastic = self._settings["stochastic_sampling"]
-        following = grid.sigmas[1:].tolist()
-        weights = [(sigma, 1 - sigma) if self._rising(grid) else (1 - sigma, sigma) for sigma in following]
-        means = [Mix(*pair) if stochastic else None for pair in weights]
+        renewed = self._noise_after(grid) if stochastic else [None] * len(grid.times)
         changes = (grid.sigmas[1:] - grid.sigmas[:-1]).tolist()
-        rows = [_Row(*parts) for parts in zip(self._x0_readings(grid), changes, means, strict=True)]
+        rows = [_Row(*parts) for parts in zip(self._x0_readings(grid), changes, renewed, strict=True)]
         return rows, [stochastic] * len(rows)
 
     def draw_noise(
@@ -79,11 +77,11 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     ) -> Advance:
         x = sample.float()
         x0 = row.x0(x, model_output)
-        if row.mean is not None and noise is not None:
-            previous = row.mean(x0, noise)
+        if row.renewed is not None and noise is not None:
+            previous = torch.lerp(x0, noise.type_as(x0), row.renewed)
         else:
             previous = torch.add(x, model_output, alpha=row.change)
-        return Advance(previous.to(model_output.dtype), None, x0)
+        return Advance(previous.type_as(model_output), None, x0)
 
     def advance_tokens(
         self,

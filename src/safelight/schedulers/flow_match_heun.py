@@ -35,7 +35,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     """
 
     order = 2
-    custom = ()
+    custom: ClassVar = ()
     timetable_options: ClassVar = {}
     options: ClassVar = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0}
 
@@ -89,8 +89,8 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         x0 = row.x0(x, model_output)
         if row.second:
             previous = sample if state is None else torch.add(state, model_output, alpha=row.half)
-            return Advance(previous.to(model_output.dtype), None, x0)
+            return Advance(previous.type_as(model_output), None, x0)
         if noise is not None and row.churn:
             x = Mix(row.keep, row.churn)(x, noise)
         halfway = torch.add(x, model_output, alpha=row.half)
-        return Advance(torch.add(halfway, model_output, alpha=row.half).to(model_output.dtype), halfway, x0)
+        return Advance(torch.add(halfway, model_output, alpha=row.half).type_as(model_output), halfway, x0)

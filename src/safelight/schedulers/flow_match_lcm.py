@@ -17,12 +17,12 @@ from .prediction import Mix
 
 FlowMatchLCMSchedulerOutput = SchedulerOutput
 
-_MODES = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area", None)
+_MODES: tuple[Any, ...] = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area", None)
 
 
 class _Row(NamedTuple):
     x0: Mix
-    mean: Mix  # of x₀ and fresh noise
+    renewed: float  # the share of fresh noise, the rest being x₀
     # How many times the first evaluation's size x is and is to be; NaN where a run has another number of evaluations
     # than there are scales.
     scales: tuple[float, float] | None
@@ -78,9 +78,7 @@ class FlowMatchLCMScheduler(FlowScheduler):
         if factors and mode:
             fits = count == len(factors) + 1
             scales = [*zip([1.0, *factors], factors, strict=False), None] if fits else [(math.nan, math.nan)] * count
-        following = grid.sigmas[1:].tolist()
-        means = [Mix(sigma, 1 - sigma) if self._rising(grid) else Mix(1 - sigma, sigma) for sigma in following]
-        columns = zip(self._x0_readings(grid), means, scales, strict=True)
+        columns = zip(self._x0_readings(grid), self._noise_after(grid), scales, strict=True)
         return [_Row(*parts, mode or "") for parts in columns], [True] * count
 
     def _size_after(self, row: _Row, size: Sequence[int]) -> list[int]:
@@ -111,4 +109,4 @@ class FlowMatchLCMScheduler(FlowScheduler):
         if row.scales is not None:
             size = self._size_after(row, x0.shape[2:])
             x0 = torch.nn.functional.interpolate(x0, size=size, mode=row.mode)
-        return Advance(row.mean(x0, noise).to(model_output.dtype), None, x0)
+        return Advance(torch.lerp(x0, noise.type_as(x0), row.renewed).type_as(model_output), None, x0)

@@ -22,7 +22,8 @@ _LARGEST, _BETWEEN = 1.5708, 1.3
 
 class _Row(NamedTuple):
     x0: Mix
-    mean: Mix  # of x₀ and fresh noise
+    keep: float  # of x₀
+    noise: float
 
 
 class SCMScheduler(TimetableScheduler):
@@ -79,7 +80,11 @@ class SCMScheduler(TimetableScheduler):
         return self._grid(len(self), corrected, _LARGEST, None)
 
     def _grid(
-        self, steps: int, corrected: bool, max_timesteps: float | None, intermediate_timesteps: float | None
+        self,
+        steps: int,
+        corrected: bool,
+        max_timesteps: float | None = _LARGEST,
+        intermediate_timesteps: float | None = _BETWEEN,
     ) -> Grid:
         if steps > len(self):
             raise InputError(f"num_inference_steps is {steps}; at most num_train_timesteps={len(self)} are possible")
@@ -95,8 +100,8 @@ class SCMScheduler(TimetableScheduler):
         self,
         corrected: bool,
         timesteps: np.ndarray,
-        max_timesteps: float | None,
-        intermediate_timesteps: float | None,
+        max_timesteps: float | None = _LARGEST,
+        intermediate_timesteps: float | None = _BETWEEN,
     ) -> Grid:
         if max_timesteps not in (None, _LARGEST) or intermediate_timesteps not in (None, _BETWEEN):
             raise InputError("max_timesteps and intermediate_timesteps contradict custom timesteps; leave them out")
@@ -111,14 +116,18 @@ class SCMScheduler(TimetableScheduler):
     def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
         return sigma.cos(), sigma.sin() * self.config["sigma_data"]
 
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """`sample`: what the network sees of it is for the caller to scale, by 1/σ_d."""
+        return sample
+
     def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
         angle = torch.from_numpy(grid.sigmas)
         alpha, sigma = angle.cos().tolist(), angle.sin().tolist()
         # σ_d is in y, so that x and y are those of a v-prediction whose noise has the data's spread.
         readings = [reading("v_prediction", *pair).x0 for pair in zip(alpha[:-1], sigma[:-1], strict=True)]
         spread = self.config["sigma_data"]
-        means = [Mix(a, s * spread) for a, s in zip(alpha[1:], sigma[1:], strict=True)]
-        return [_Row(*parts) for parts in zip(readings, means, strict=True)], [True] * len(readings)
+        noise = [spread * value for value in sigma[1:]]
+        return [_Row(*parts) for parts in zip(readings, alpha[1:], noise, strict=True)], [True] * len(readings)
 
     def draw_noise(
         self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None
@@ -131,4 +140,4 @@ class SCMScheduler(TimetableScheduler):
     ) -> Advance:
         assert noise is not None
         x0 = row.x0(sample, model_output)
-        return Advance(row.mean(x0, noise), None, x0)
+        return Advance(torch.add(x0 * row.keep, noise, alpha=row.noise), None, x0)
