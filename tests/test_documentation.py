@@ -12,7 +12,7 @@ import pytest
 
 from .helpers.tree import ROOT
 
-PAGES = ["README.md", "README.ko.md", "docs/index.md", "docs/tour.md"]
+PAGES = ["README.md", "README.ko.md", "docs/index.md", "docs/tour.md", "docs/new_scheduler.md"]
 
 
 def blocks(page: str, language: str) -> list[str]:
