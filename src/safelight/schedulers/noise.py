@@ -36,6 +36,7 @@ _SCHEDULES: dict[str, Callable[[int, float, float], torch.Tensor]] = {
     # latent diffusion's: linear in √β
     "scaled_linear": lambda steps, start, end: torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2,
     "squaredcos_cap_v2": lambda steps, start, end: betas_for_alpha_bar(steps),
+    "exp": lambda steps, start, end: betas_for_alpha_bar(steps, alpha_bar=lambda t: math.exp(-12 * t)),
     "laplace": lambda steps, start, end: betas_for_alpha_bar(steps, alpha_bar=_laplace),
     # GeoDiff's
     "sigmoid": lambda steps, start, end: torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start,

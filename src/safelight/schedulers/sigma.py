@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ class SigmaScheduler(TimetableScheduler):
     instead of the final one, and tells the network timesteps of another grid; `corrected` repairs both.
     """
 
-    custom = ("timesteps", "sigmas")
+    custom: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas")
     choices: ClassVar = {
         **Scheduler.choices,
         "interpolation_type": ("linear", "log_linear"),
@@ -48,9 +49,11 @@ class SigmaScheduler(TimetableScheduler):
         sigmas = np.append(self._training_sigmas()[::-1], np.float32(0))
         return self._told(np.arange(len(self))[::-1], sigmas, len(self), corrected)
 
-    def _grid(self, steps: int, corrected: bool) -> Grid:
-        settings = self._settings
-        times = spaced(settings["timestep_spacing"], len(self), steps, settings["steps_offset"], corrected)
+    def _grid(self, steps: int, corrected: bool, num_train_timesteps: int | None = None) -> Grid:
+        settings, train = self._settings, len(self) if num_train_timesteps is None else num_train_timesteps
+        if isinstance(train, bool) or not isinstance(train, int) or not 0 < train <= len(self):
+            raise InputError(f"num_train_timesteps is {train!r}; a whole number from 1 to {len(self)} is needed")
+        times = spaced(settings["timestep_spacing"], train, steps, settings["steps_offset"], corrected)
         return self._sigmas_at(times, steps, corrected)
 
     def _custom_grid(
@@ -125,3 +128,60 @@ class SigmaScheduler(TimetableScheduler):
         table = 1 / (self.sigmas**2 + 1) if corrected else self.alphas_cumprod
         alpha, sigma = self._spread(table.to(sample.device), index, sample, corrected)
         return alpha * noise - sigma * sample
+
+
+class TwoEvaluationScheduler(SigmaScheduler):
+    """Base of the solvers that evaluate the network twice in every step but the last: at its start, and once more.
+
+    Evaluation 2k begins step k from σ to σ'; evaluation 2k + 1 ends it, at the σ that `_second` says. `sigmas` shows
+    that one as σ'. Timetable option: `num_train_timesteps` spreads the run over only so many training timesteps.
+    """
+
+    order = 2
+    custom: ClassVar[tuple[str, ...]] = ()
+    timetable_options: ClassVar = {"num_train_timesteps": None}
+
+    def _second(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """The σ of the second evaluation of steps from `start` to `end`."""
+        return end
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        return self._grid(len(self), corrected)
+
+    def _custom_grid(
+        self,
+        corrected: bool,
+        timesteps: np.ndarray | None = None,
+        sigmas: np.ndarray | None = None,
+        num_train_timesteps: int | None = None,
+    ) -> Grid:
+        if num_train_timesteps is not None:
+            raise InputError("num_train_timesteps spreads a number of steps; custom timesteps leave nothing to spread")
+        return super()._custom_grid(corrected, timesteps, sigmas)
+
+    def _told(self, times: np.ndarray, sigmas: np.ndarray, steps: int, corrected: bool, exact: bool = False) -> Grid:
+        grid = super()._told(times, sigmas, steps, corrected, exact)
+        assert grid.sigmas is not None
+        twice = np.append(1, np.full(len(grid.times) - 1, 2))
+        grid = grid._replace(times=np.repeat(grid.times, twice), sigmas=np.repeat(grid.sigmas, np.append(twice, 1)))
+        grid.times[1::2] = sigma_to_t(self._evaluated(grid)[1::2], self._training_sigmas())
+        return grid
+
+    def _evaluated(self, grid: Grid) -> np.ndarray:
+        """The σ of each evaluation."""
+        assert grid.sigmas is not None
+        sigmas = grid.sigmas[: len(grid.times)].copy()
+        sigmas[1::2] = self._second(sigmas[:-1:2], sigmas[1::2])
+        return sigmas
+
+    def _levels(self, grid: Grid) -> Sequence[tuple[float, float]]:
+        return [(1.0, sigma) for sigma in self._evaluated(grid).tolist()]
+
+
+def ancestral(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far down a step in σ goes, and how much fresh noise then takes it up to `end`: down² + up² = end².
+
+    down = end²/start; computed in the reference's order, as much of it is rounding where `end` is far below `start`.
+    """
+    up = (end**2 * (start**2 - end**2) / start**2) ** 0.5
+    return (end**2 - up**2).clamp(min=0) ** 0.5, up
