@@ -78,13 +78,18 @@ class DPMScheduler(LogSNRScheduler):
     }
     foreign: ClassVar = FOREIGN
     _repeats_last = False
+    _without_third_order: ClassVar[tuple[str, ...]] = ("sde-dpmsolver",)
+
+    @property
+    def _algorithm(self) -> str:
+        return self.config["algorithm_type"]
 
     def _check_settings(self) -> None:
         super()._check_settings()
         settings: Mapping[str, Any] = self._settings
-        kind = settings["algorithm_type"]
+        kind = self._algorithm
         self._reads_noise = not kind.endswith("++")
         if self._reads_noise and settings.get("final_sigmas_type") == "zero":
             raise ConfigError(f"algorithm_type={kind!r} cannot end at σ = 0; set final_sigmas_type='sigma_min'")
-        if kind == "sde-dpmsolver" and settings["solver_order"] == 3:
-            raise ConfigError("algorithm_type='sde-dpmsolver' has no third order; set solver_order to 1 or 2")
+        if kind in self._without_third_order and settings["solver_order"] == 3:
+            raise ConfigError(f"algorithm_type={kind!r} has no third order; set solver_order to 1 or 2")

@@ -14,7 +14,23 @@ from .dpm import DPMScheduler, Exponential, multistep_weights
 from .log_snr import Row, Sum
 
 
-class DPMSolverMultistepScheduler(DPMScheduler):
+class MultistepScheduler(DPMScheduler):
+    """Base of the solvers that extrapolate from the last outputs; a family says how they are read, on which grid."""
+
+    def _rows(self, grid: Grid) -> tuple[list[Row], list[bool]]:
+        settings, track, count = self._settings, self._track(grid), len(grid.times)
+        part = Exponential(self._algorithm, track, np.arange(count), grid.corrected)
+        orders = multistep_weights(part, track[2], settings["solver_type"], grid.corrected)
+        keep, spread = part.keep.tolist(), part.spread.tolist()
+        weights = [order.tolist() for order in orders]
+        rows = []
+        for i, one in enumerate(self._readings(grid)):
+            most = self._order_at(i, count)
+            rows.append(Row(one.x0, one.eps, tuple(Sum(keep[i], of[i], spread[i]) for of in weights[:most])))
+        return rows, [self._algorithm.startswith("sde")] * count
+
+
+class DPMSolverMultistepScheduler(MultistepScheduler):
     """Steps x ← (σ'/σ)·x − α'·(e^−h − 1)·D with h = λ' − λ, where D extrapolates x₀ from the last `solver_order` ones.
 
     `algorithm_type`: "dpmsolver++" combines x₀ as above, "dpmsolver" ε, and the "sde-" twins add the noise of the
@@ -64,19 +80,6 @@ class DPMSolverMultistepScheduler(DPMScheduler):
         settings = self._settings
         evenly = settings["use_karras_sigmas"] or settings.get("use_lu_lambdas")
         return bool(evenly) and settings["beta_schedule"] != "squaredcos_cap_v2"
-
-    def _rows(self, grid: Grid) -> tuple[list[Row], list[bool]]:
-        settings, track, count = self._settings, self._track(grid), len(grid.times)
-        kind = settings["algorithm_type"]
-        part = Exponential(kind, track, np.arange(count), grid.corrected)
-        orders = multistep_weights(part, track[2], settings["solver_type"], grid.corrected)
-        keep, spread = part.keep.tolist(), part.spread.tolist()
-        weights = [order.tolist() for order in orders]
-        rows = []
-        for i, one in enumerate(self._readings(grid)):
-            most = self._order_at(i, count)
-            rows.append(Row(one.x0, one.eps, tuple(Sum(keep[i], of[i], spread[i]) for of in weights[:most])))
-        return rows, [kind.startswith("sde")] * count
 
     def draw_noise(
         self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None

@@ -17,9 +17,9 @@ from .plan import Advance, Plan
 
 
 def _show(cls: type, name: str, positional: Mapping[str, Any], keywords: Mapping[str, Any]) -> None:
-    """Give `cls` its own copy of an inherited method whose signature lists what this class takes."""
+    """Give `cls` its own copy of a shared method, inherited or not, whose signature lists what this class takes."""
     original = getattr(cls, name, None)
-    if name in cls.__dict__ or not isinstance(original, types.FunctionType) or not hasattr(original, "_shared"):
+    if not isinstance(original, types.FunctionType) or not hasattr(original, "_shared"):
         return
     own = types.FunctionType(original.__code__, original.__globals__, name, original.__defaults__, original.__closure__)
     own.__kwdefaults__, own.__doc__, own.__module__ = original.__kwdefaults__, original.__doc__, original.__module__
@@ -156,6 +156,7 @@ class FamiliarSurface:
         *positional: Any,
         generator: Any = None,
         variance_noise: torch.Tensor | None = None,
+        pred_original_sample: torch.Tensor | None = None,
         return_dict: bool = True,
         **options: Any,
     ) -> Any:
@@ -168,6 +169,7 @@ class FamiliarSurface:
         if positional:
             given = dict(zip((*self.options, *self._step_arguments), positional, strict=False))
             rest = {"generator": generator, "variance_noise": variance_noise, "return_dict": return_dict}
+            rest["pred_original_sample"] = pred_original_sample
             return self.step(model_output, timestep, sample, **{**rest, **options, **given})
         run = self._with_options(options) if options else self._run()
         plan, i = self._locate(run, timestep)
@@ -178,6 +180,8 @@ class FamiliarSurface:
             noise = self._given_noise(variance_noise, generator)
         fresh = plan is not run or i != self._step_index
         state = self.initial_state(plan) if fresh else self._state  # type: ignore[attr-defined]
+        if pred_original_sample is not None:
+            state = self._given_original(pred_original_sample, sample)
         result = self.advance(plan, i, model_output, sample, state, noise)  # type: ignore[attr-defined]
         if plan is run:
             self._state, self._step_index = result.state, i + 1
@@ -187,6 +191,14 @@ class FamiliarSurface:
     def _outcome(self, result: Advance) -> Output:
         """What `step` returns of a pure step's result."""
         return SchedulerOutput(result.sample, result.pred_original_sample)
+
+    def _given_original(self, original: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The state that tells a solver x₀."""
+        check_known(f"{type(self).__name__}.step", ["pred_original_sample"], self._step_arguments)
+        if original.shape != sample.shape:
+            shapes = tuple(original.shape), tuple(sample.shape)
+            raise InputError("pred_original_sample has shape {}, but sample {}; they must be equal".format(*shapes))
+        return original
 
     def _given_noise(self, variance_noise: torch.Tensor, generator: Any) -> torch.Tensor:
         check_known(f"{type(self).__name__}.step", ["variance_noise"], self._step_arguments)

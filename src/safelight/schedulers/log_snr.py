@@ -52,7 +52,7 @@ class LogSNRScheduler(TimetableScheduler):
     them, where that is not x₀; `corrected` reads them right. The network is told whole timesteps.
     """
 
-    custom = ("timesteps",)
+    custom: ClassVar[tuple[str, ...]] = ("timesteps",)
     timetable_options: ClassVar = {"mu": None}
     choices: ClassVar = {
         **Scheduler.choices,
@@ -67,14 +67,14 @@ class LogSNRScheduler(TimetableScheduler):
     _reads_noise = False  # whether the solver combines ε instead of x₀
 
     def _set_up(self) -> None:
-        for name, meanings in self.foreign.items():
-            if self.config[name] in meanings:
-                self.register_to_config(**{name: meanings[self.config[name]]})
         super()._set_up()
         if self._settings.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # zero would make the first σ infinite
 
     def _check_settings(self) -> None:
+        for name, meanings in self.foreign.items():
+            if self.config[name] in meanings:
+                self.register_to_config(**{name: meanings[self.config[name]]})
         super()._check_settings()
         if chosen_grid(self._settings) not in (None, *self._flow_grids) and self._flow:
             raise ConfigError("use_flow_sigmas is a grid of its own; set no other use_… flag with it")

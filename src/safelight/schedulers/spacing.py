@@ -58,9 +58,12 @@ def ending_above_zero(spacing: str, train: int, last: int, steps: int, offset: i
     return spaced(spacing, last, steps + 1, offset).round()[:-1]
 
 
-def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
-    """Sigmas that are linear in σ^(1/ρ), descending from `high` to `low` (Karras et al. 2022, eq. 5)."""
-    ramp = np.linspace(0, 1, steps)
+def karras(low: float, high: float, steps: Any, rho: float = 7.0) -> Any:
+    """Sigmas that are linear in σ^(1/ρ), descending from `high` to `low` (Karras et al. 2022, eq. 5).
+
+    `steps` is their number, or an array or tensor of places in [0, 1] from the first to the last.
+    """
+    ramp = np.linspace(0, 1, steps) if isinstance(steps, int) else steps
     return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 

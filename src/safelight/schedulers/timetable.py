@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from .base import Grid, Scheduler
+from .prediction import Reading
 
 
 class TimetableScheduler(Scheduler):
     """Base of the solvers with a grid of σ; x = x₀ + σ·ε unless a family says otherwise in `_alpha_sigma`."""
+
+    # σ -> how x₀ and ε follow from x at that σ and the network's output, for solvers that combine x itself
+    _reading: Callable[[float], Reading]
 
     @property
     def sigmas(self) -> torch.Tensor:
