@@ -63,6 +63,7 @@ _EXPORTS = {
     "schedulers.flow_match_lcm": ("FlowMatchLCMScheduler",),
     "schedulers.heun": ("HeunDiscreteScheduler",),
     "schedulers.kdpm2": ("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+    "schedulers.lms": ("LMSDiscreteScheduler",),
     "schedulers.pndm": ("PNDMScheduler",),
     "schedulers.sa_solver": ("SASolverScheduler",),
     "schedulers.scm": ("SCMScheduler",),

@@ -38,7 +38,16 @@ class TestSigma(SigmaParity):
             "steps_offset": [0, 1],
             "timetable": [*STEPS, 7, 1, FEWER, CUSTOM_TIMESTEPS],
         },
+        "LMSDiscreteScheduler": {
+            **BETAS,
+            **GRIDS,
+            "prediction_type": PREDICTIONS,
+            "timestep_spacing": SIGMA_SPACINGS,
+            "steps_offset": [0, 1],
+            "timetable": [*STEPS, 7, 3, 1],
+            "order": [4, 1, 2, 6],
+        },
     }
-    unseeded = ("HeunDiscreteScheduler",)
+    unseeded = ("HeunDiscreteScheduler", "LMSDiscreteScheduler")
     reasons = [no_sample("EulerAncestralDiscreteScheduler"), ONE_GRID, GRID_OR_TIMESTEPS]
     further = [("EulerAncestralDiscreteScheduler", {**ZERO_SNR, "timetable": steps}, None) for steps in (1, 2, 10)]
