@@ -28,6 +28,8 @@ class ReadAsVelocity:
         theirs = self.scheduler
         if getattr(theirs, "state_in_first_order", True):
             return theirs.sigmas[theirs.step_index]
+        if hasattr(theirs, "mid_point_sigma"):
+            return theirs.mid_point_sigma
         return theirs.sigmas_interpol[theirs.step_index - isinstance(theirs, diffusers.KDPM2AncestralDiscreteScheduler)]
 
     def step(self, y: torch.Tensor, t: Any, x: torch.Tensor, **options: Any) -> Any:

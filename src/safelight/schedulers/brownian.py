@@ -1,7 +1,7 @@
 """Brownian motion that is a function of its seed: halved intervals (Lévy's construction), as torchsde's trees have it.
 
-A random tree gives the same path whatever intervals are asked for, in whatever order: what makes a sampler with steps of
-another length follow the same noise.
+A tree gives the same path whatever intervals are asked for, in whatever order: samplers with steps of another length
+follow the same noise.
 """
 
 from __future__ import annotations
@@ -134,4 +134,4 @@ def check_noise_seed(name: str, seed: object) -> None:
     several = isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) > 0
     for one in seed if several else [seed]:  # type: ignore[attr-defined]
         if isinstance(one, bool) or not isinstance(one, int) or one < 0:
-            raise InputError(f"{name} is {seed!r}; a whole number from 0 on, or a list with one for each row, is needed")
+            raise InputError(f"{name} is {seed!r}; a whole number ≥ 0, or a list with one for each row, is needed")

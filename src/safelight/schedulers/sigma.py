@@ -23,6 +23,7 @@ class SigmaScheduler(TimetableScheduler):
     """
 
     custom: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas")
+    _precision: ClassVar[type] = np.float32  # of the timesteps
     choices: ClassVar = {
         **Scheduler.choices,
         "interpolation_type": ("linear", "log_linear"),
@@ -74,7 +75,7 @@ class SigmaScheduler(TimetableScheduler):
     def _sigmas_at(self, times: np.ndarray, steps: int, corrected: bool) -> Grid:
         """The grid that the config asks for, through `times` or between the σ of the first and the last of them."""
         settings, training = self._settings, self._training_sigmas()
-        times = times.astype(np.float32)
+        times = times.astype(self._precision)
         sigmas = np.interp(times, np.arange(len(training)), training)
         if settings.get("interpolation_type") == "log_linear":
             ends = np.log(training[[-1, 0]])
@@ -98,7 +99,7 @@ class SigmaScheduler(TimetableScheduler):
             raise InputError(f"sigmas are {sigmas.tolist()}; all but the final one must be positive")
         if self._continuous:
             times = (0.25 * torch.from_numpy(sigmas[:-1].copy()).log()).numpy()
-        return Grid(times.astype(np.float32), steps, sigmas, exact, corrected)
+        return Grid(times.astype(self._precision), steps, sigmas, exact, corrected)
 
     def _first_sigma(self, grid: Grid) -> float:
         assert grid.sigmas is not None
