@@ -31,7 +31,7 @@ class FlowScheduler(TimetableScheduler):
     are read as without.
     """
 
-    custom: ClassVar = ("sigmas", "timesteps")
+    custom: ClassVar[tuple[str, ...]] = ("sigmas", "timesteps")
     timetable_options: ClassVar = {"mu": None}
     choices: ClassVar = {"time_shift_type": TIME_SHIFTS}
     _compatibles = ()

@@ -128,8 +128,8 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         if per_token_timesteps is None:
             return super().step(model_output, timestep, sample, *positional, **options)
         generator, whole = options.pop("generator", None), options.pop("return_dict", True)
-        options.pop("variance_noise", None)
-        run, i = self._locate(self._with_options(options), timestep)
+        given = {name: value for name, value in options.items() if value is not None}
+        run, i = self._locate(self._with_options(given), timestep)
         noise = self.draw_noise(run, i, sample, generator)
         result = self.advance_tokens(run, i, model_output, sample, per_token_timesteps, noise)
         self._step_index = i + 1

@@ -133,6 +133,7 @@ class SCMScheduler(TimetableScheduler):
         self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor | None:
         """Standard normal noise as `Scheduler.draw_noise` makes it, in float32."""
+        self._row(plan, i)  # `timesteps` shows one more than there are
         return super().draw_noise(plan, i, sample, generator, torch.float32)
 
     def _advance(
