@@ -11,11 +11,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import reduce
 from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from ..errors import InputError
+from .plan import Plan
 
 _DIGITS = 6  # of the times; halving ends there
 _POOL = 24  # words of NumPy's seed sequences
@@ -71,10 +74,10 @@ class BrownianTree:
 
     def normalised(self, a: float, b: float) -> torch.Tensor:
         """(W(b) − W(a))/√|b − a|, which is standard normal; the length is taken in float32."""
-        length = abs(np.float32(b) - np.float32(a))
+        length = (torch.tensor(b, dtype=torch.float32) - torch.tensor(a, dtype=torch.float32)).abs()
         if not length:
             raise InputError(f"the interval from {a} to {b} is empty, so nothing random happens in it")
-        return self.increment(a, b).div_(float(np.sqrt(length)))
+        return self.increment(a, b).div_(float(length.sqrt()))
 
     def _collect(self, parts: list[torch.Tensor], a: float, b: float, depth: int = 0, place: int = 0) -> None:
         """Append the increments of the largest intervals of the tree that fill [a, b], in their order."""
@@ -127,6 +130,19 @@ class BrownianTree:
 
 def _middle(start: float, end: float) -> float:
     return round(0.5 * (end + start), _DIGITS)
+
+
+# The tree that each plan drew from last. It changes no number: a tree remembers what neighbouring intervals need.
+_TREES: WeakKeyDictionary[Plan, tuple[Any, BrownianTree]] = WeakKeyDictionary()
+
+
+def tree_of(plan: Plan, *arguments: Any) -> BrownianTree:
+    """The `BrownianTree` of these arguments, kept while `plan` lives and no others are asked for."""
+    known, tree = _TREES.get(plan, (None, None))
+    if tree is None or known != arguments:
+        tree = BrownianTree(*arguments)
+        _TREES[plan] = arguments, tree
+    return tree
 
 
 def check_noise_seed(name: str, seed: object) -> None:

@@ -76,7 +76,7 @@ class DPMSolverSDEScheduler(TwoEvaluationScheduler):
         if self.config["noise_sampler_seed"] is not None:
             check_noise_seed("noise_sampler_seed", self.config["noise_sampler_seed"])
 
-    def _second(self, start: np.ndarray, end: np.ndarray, corrected: bool = False) -> np.ndarray:
+    def _second(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         return np.array([_halfway(a, b) for a, b in zip(start.tolist(), end.tolist(), strict=True)], np.float32)
 
     def _rows(self, grid: Grid, *, s_noise: float) -> tuple[list[_Row], list[bool]]:
