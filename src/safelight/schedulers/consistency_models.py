@@ -114,7 +114,6 @@ class CMStochasticIterativeScheduler(TimetableScheduler):
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
-        x0 = row.x0(sample, model_output)
-        if self._limit is not None:
-            x0 = self._limit(x0)
+        read = row.x0(sample, model_output)
+        x0 = read if self._limit is None else self._limit(read)
         return Advance(x0 if noise is None else torch.add(x0, noise, alpha=row.noise), None, x0)

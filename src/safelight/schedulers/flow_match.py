@@ -116,17 +116,11 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
 
     @shared
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Any,
-        sample: torch.Tensor,
-        *positional: Any,
-        per_token_timesteps: torch.Tensor | None = None,
-        **options: Any,
+        self, model_output: Any, timestep: Any, sample: Any, *rest: Any, per_token_timesteps: Any = None, **options: Any
     ) -> Any:
         """As `FamiliarSurface.step`; `per_token_timesteps` (B, T) gives each token its own timestep."""
         if per_token_timesteps is None:
-            return super().step(model_output, timestep, sample, *positional, **options)
+            return super().step(model_output, timestep, sample, *rest, **options)
         generator, whole = options.pop("generator", None), options.pop("return_dict", True)
         given = {name: value for name, value in options.items() if value is not None}
         run, i = self._locate(self._with_options(given), timestep)

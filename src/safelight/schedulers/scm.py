@@ -37,9 +37,9 @@ class SCMScheduler(TimetableScheduler):
     `timesteps` unless `max_timesteps=None` is; here what does not apply is only refused where it is no default.
     """
 
+    _compatibles = ()
     timetable_options: ClassVar = {"max_timesteps": _LARGEST, "intermediate_timesteps": _BETWEEN}
     choices: ClassVar = {"prediction_type": ("trigflow",)}
-    _compatibles = ()
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, prediction_type: str = "trigflow", sigma_data: float = 0.5):
