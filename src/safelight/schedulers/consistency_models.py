@@ -48,9 +48,6 @@ class CMStochasticIterativeScheduler(TimetableScheduler):
     ):
         self._set_up()
 
-    def _set_up(self) -> None:
-        self._check_settings()
-
     def _check_settings(self) -> None:
         super()._check_settings()
         config = self.config
@@ -62,6 +59,9 @@ class CMStochasticIterativeScheduler(TimetableScheduler):
             if not config[name] > 0:
                 raise ConfigError(f"{name} is {config[name]!r}; a positive number is needed")
         self._limit = limiter({"clip_sample": config["clip_denoised"], "clip_sample_range": 1.0})
+
+    def _set_up(self) -> None:
+        self._check_settings()
 
     def sigma_to_t(self, sigmas: float | np.ndarray) -> np.ndarray:
         """What the network is told of σ: 250·ln σ."""

@@ -104,9 +104,8 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             )
         self._row(plan, i)
         x, sigma = sample.float(), timesteps / len(self)
-        known = torch.from_numpy(plan.grid.sigmas).to(sigma).sort().values
-        # How many σ of the run are lower; the lowest is 0, where a run ends.
-        lower = torch.searchsorted(known, sigma - 1e-6).sub_(1).clamp_(min=0)
+        known = torch.tensor([0.0, *sorted(plan.grid.sigmas.tolist())]).to(sigma)
+        lower = torch.searchsorted(known[1:], sigma - 1e-6)  # how many σ of the run are; where none is, 0 is next
         sigma, following = sigma.unsqueeze(-1), known[lower].unsqueeze(-1)
         x0 = x + sigma * model_output
         if noise is None:
