@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ...helpers.sigma_parity import FEWER, SIGMA_SPACINGS, SigmaParity, no_sample
 from ...helpers.trajectories import GRIDS, LATENT_BETAS, ONE_GRID, PREDICTIONS, STEPS, Config, Reason, grid_flags
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:numpy")  # diffusers' use of it
 
 
 def _far_apart(name: str, c: Config) -> bool:
