@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,14 +11,11 @@ import torch
 from ..configuration import register_to_config
 from ..errors import InputError
 from .base import Advance, Grid, Plan, SchedulerOutput
-from .brownian import BrownianTree, check_noise_seed
+from .brownian import check_noise_seed, tree_of
 from .prediction import Mix
 from .sigma import TwoEvaluationScheduler
 
 DPMSolverSDESchedulerOutput = SchedulerOutput
-
-# The tree that a plan drew from last. It changes no number: a tree knows what its neighbouring intervals have computed.
-_TREES: WeakKeyDictionary[Plan, tuple[Any, BrownianTree]] = WeakKeyDictionary()
 
 
 class _Row(NamedTuple):
@@ -113,11 +109,8 @@ class DPMSolverSDEScheduler(TwoEvaluationScheduler):
         sigmas = plan.grid.sigmas
         assert sigmas is not None
         seed = seed if isinstance(seed, int) else tuple(seed)
-        key = (sample.shape, seed, dtype or sample.dtype, sample.device)
-        known, tree = _TREES.get(plan, (None, None))
-        if tree is None or known != key:
-            tree = BrownianTree(float(sigmas[sigmas > 0].min()), float(sigmas.max()), *key)
-            _TREES[plan] = key, tree
+        ends = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+        tree = tree_of(plan, *ends, sample.shape, seed, dtype or sample.dtype, sample.device)
         return tree.normalised(*plan.rows[i].span)
 
     def _advance(
