@@ -37,15 +37,9 @@ class CMStochasticIterativeScheduler(TimetableScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 40,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        sigma_data: float = 0.5,
-        s_noise: float = 1.0,
-        rho: float = 7.0,
-        clip_denoised: bool = True,
-    ):
+        self, num_train_timesteps: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        s_noise: float = 1.0, rho: float = 7.0, clip_denoised: bool = True,
+    ):  # fmt: skip
         self._set_up()
 
     def _check_settings(self) -> None:

@@ -41,23 +41,12 @@ class FlowMatchLCMScheduler(FlowScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        shift: float = 1.0,
-        use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5,
-        max_shift: float = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
-        invert_sigmas: bool = False,
-        shift_terminal: float | None = None,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        time_shift_type: str = "exponential",
-        scale_factors: Sequence[float] | None = None,
-        upscale_mode: str | None = "bicubic",
-    ):
+        self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5, max_shift: float = 1.15, base_image_seq_len: int = 256, max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False, shift_terminal: float | None = None, use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, time_shift_type: str = "exponential",
+        scale_factors: Sequence[float] | None = None, upscale_mode: str | None = "bicubic",
+    ):  # fmt: skip
         self._set_up()
         self.set_scale_factors(scale_factors, upscale_mode)
 

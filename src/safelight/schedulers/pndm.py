@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,18 +63,11 @@ class PNDMScheduler(Scheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        skip_prk_steps: bool = False,
-        set_alpha_to_one: bool = False,
-        prediction_type: str = "epsilon",
-        timestep_spacing: str = "leading",
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False, prediction_type: str = "epsilon", timestep_spacing: str = "leading",
         steps_offset: int = 0,
-    ):
+    ):  # fmt: skip
         self._set_up()
         self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
 
@@ -150,7 +144,7 @@ class PNDMScheduler(Scheduler):
         else:
             start, move = sample, row.move
             history = (model_output, *state.history[:3])
-            slope = _weighted(_ADAMS_BASHFORTH[len(history) - 1], history)
+            slope = adams_bashforth(history)
             state = state._replace(history=history, start=sample)
         return Advance(move(start, slope), state._replace(taken=state.taken + 1), x0)
 
@@ -166,8 +160,10 @@ class PNDMScheduler(Scheduler):
         return state.start, total if stage == 3 else model_output, state._replace(slope=total)
 
 
-def _weighted(weights: tuple[float, ...], tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    total = tensors[0] if weights[0] == 1.0 else tensors[0] * weights[0]
-    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
-        total = torch.add(total, tensor, alpha=weight)
+def adams_bashforth(history: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The slope that one to four slopes at even steps, latest first, make together."""
+    weights = _ADAMS_BASHFORTH[len(history) - 1]
+    total = history[0] if weights[0] == 1.0 else history[0] * weights[0]
+    for weight, slope in zip(weights[1:], history[1:], strict=True):
+        total = torch.add(total, slope, alpha=weight)
     return total
