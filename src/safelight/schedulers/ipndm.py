@@ -1,0 +1,113 @@
+"""Fourth-order PNDM on a continuous schedule, without Runge-Kutta steps (Liu et al. 2022, arXiv:2202.09778)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from ..configuration import register_to_config
+from ..errors import ConfigError
+from .base import Advance, Grid, Plan
+from .pndm import adams_bashforth
+from .prediction import Mix, reading
+from .timetable import TimetableScheduler
+
+
+class _Row(NamedTuple):
+    x0: Mix
+    eps: Mix
+    move: Mix  # of x and the combined ε, to the next x
+    pure_noise: bool  # then it is of x₀ and the combined ε
+
+
+class _State(NamedTuple):
+    history: tuple[torch.Tensor, ...] = ()  # ε of earlier evaluations, latest first
+
+
+class IPNDMScheduler(TimetableScheduler):
+    """Steps x ← α'·(x − σ·ε̄)/α + σ'·ε̄ with the ε̄ that Adams-Bashforth makes of the last four ε (eq. 12).
+
+    x = α·x₀ + σ·ε with σ = sin²(π·s/2) at evenly spaced s from 1 to 0, α = √(1 − σ²); the network is told the angle
+    (2/π)·arctan(σ/α), in (0, 1], and predicts v = α·ε − σ·x₀. `trained_betas` are the σ instead, of every evaluation
+    and of the end: then the number of steps is theirs, whatever number is asked for.
+    The first steps use as many ε as there are. The reference forgets what the network says where α = 0, at the first
+    evaluation: x ← σ'·x. `corrected` steps to α'·x₀ + σ'·x.
+    """
+
+    custom: ClassVar[tuple[str, ...]] = ()
+    _compatibles = ()
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, trained_betas: Any = None):
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        train, trained = self.config["num_train_timesteps"], self.config["trained_betas"]
+        if isinstance(train, bool) or not isinstance(train, int) or train < 1:
+            raise ConfigError(f"num_train_timesteps is {train!r}; a positive integer is needed")
+        given = np.array([0, 1] if trained is None else trained, dtype=np.float64)
+        if given.ndim != 1 or len(given) < 2 or not ((given >= 0) & (given <= 1)).all():
+            raise ConfigError("trained_betas must be at least two numbers in [0, 1]: σ at every evaluation and the end")
+
+    @property
+    def betas(self) -> torch.Tensor:  # type: ignore[override]
+        """The σ of the run: as `sigmas`."""
+        return self.sigmas
+
+    @property
+    def alphas(self) -> torch.Tensor:  # type: ignore[override]
+        """√(1 − σ²) of each of `sigmas`."""
+        return self._alpha_sigma(self.sigmas)[0]
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        return self._grid(len(self), corrected)
+
+    def _grid(self, steps: int, corrected: bool) -> Grid:
+        trained = self.config["trained_betas"]
+        if trained is None:
+            sigma = torch.sin(torch.linspace(1, 0, steps + 1) * math.pi / 2) ** 2
+        else:
+            sigma = torch.as_tensor(np.array(trained, dtype=np.float64)).float()
+        alpha, _ = self._alpha_sigma(sigma)
+        times = torch.atan2(sigma, alpha)[:-1] / math.pi * 2
+        return Grid(times.numpy(), steps, sigma.numpy(), corrected=corrected)
+
+    def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
+        return (1 - sigma**2) ** 0.5, sigma
+
+    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
+        assert grid.sigmas is not None
+        alphas, sigmas = (column.tolist() for column in self._alpha_sigma(torch.from_numpy(grid.sigmas)))
+        rows = []
+        for i in range(len(grid.times)):
+            alpha, sigma, next_alpha, next_sigma = alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1]
+            if alpha:
+                move = Mix(next_alpha / alpha, next_sigma - next_alpha * sigma / alpha)
+            else:
+                move = Mix(next_alpha if grid.corrected else 0.0, next_sigma)
+            rows.append(_Row(*reading("v_prediction", alpha, sigma), move, not alpha))
+        return rows, [False] * len(rows)
+
+    def initial_state(self, plan: Plan) -> _State:
+        return _State()
+
+    def _advance(
+        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: _State, noise: torch.Tensor | None
+    ) -> Advance:
+        x0 = row.x0(sample, model_output)
+        history = (row.eps(sample, model_output), *state.history[:3])
+        previous = row.move(x0 if row.pure_noise else sample, adams_bashforth(history))
+        return Advance(previous, _State(history), x0)
+
+    def get_velocity(
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
+    ) -> torch.Tensor:
+        """The training target α·ε − σ·x₀ at `timesteps` (B,) of the run's timetable; as for `add_noise`."""
+        return self.add_noise(noise, -sample, timesteps, corrected)
