@@ -137,5 +137,13 @@ class EDMScheduler(TimetableScheduler):
         skip, out, _ = self._preconditioning(sigma)
         return skip * sample + out * model_output
 
+    def get_velocity(
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
+    ) -> torch.Tensor:
+        """The training target at `timesteps` (B,) of the run's timetable: the output that means x₀ = `sample`."""
+        sigma = self.sigmas[self._indices(timesteps)].to(sample).reshape(-1, *[1] * (sample.ndim - 1))
+        skip, out, scale = self._preconditioning(sigma)
+        return ((sigma * scale) ** 2 * sample - skip * sigma * noise) / out
+
     def _told(self, sigma: torch.Tensor) -> torch.Tensor:
         return 0.25 * sigma.log()
