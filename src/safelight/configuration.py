@@ -205,10 +205,24 @@ class ConfigMixin:
             )
 
     def to_json_string(self) -> str:
-        """The config as sorted JSON, with `_class_name` and `_diffusers_version`."""
+        """The config as sorted JSON, with `_class_name` and `_diffusers_version`.
+
+        Raises `ConfigError` for an entry that JSON has no form for, such as a function.
+        """
+
+        def refuse(value: Any) -> None:
+            name = next((key for key, held in self.config.items() if held is value), "an entry")
+            raise ConfigError(
+                f"{name} is {value!r}, which a config file cannot hold; save a {type(self).__name__} made "
+                f"`from_config({{**obj.config, {name!r}: None}})`, and give {name} again when loading"
+            )
+
+        return self._as_json(refuse)
+
+    def _as_json(self, otherwise: Callable[[Any], Any]) -> str:
         values = {key: to_json(value) for key, value in self.config.items() if key not in _HIDDEN}
         values.update(_class_name=type(self).__name__, _diffusers_version=FORMAT_VERSION)
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        return json.dumps(values, indent=2, sort_keys=True, default=otherwise) + "\n"
 
     def to_json_file(self, path: str | os.PathLike) -> None:
         write_json(path, json.loads(self.to_json_string()))
@@ -237,7 +251,7 @@ class ConfigMixin:
         return (config, unused) if return_unused else config
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
+        return f"{type(self).__name__} {self._as_json(repr)}"
 
 
 def register_to_config(init: Callable[..., None]) -> Callable[..., None]:

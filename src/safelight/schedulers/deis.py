@@ -28,13 +28,14 @@ def polynomial_weights(
 
     ℓₖ is 1 at the k-th latest of `order` nodes and 0 at the others; the latest node of a step is its start, or with
     `ahead=1` its end. `blunt` counts the slope of the line of order 2 as if the rate were 0. Steps that have fewer
-    nodes behind them are meaningless. Raises `InputError` for nodes that coincide.
+    nodes behind them are meaningless. Raises `InputError` where a step needs nodes that coincide.
     """
     start, end, h = lam[:-1], lam[1:], np.diff(lam)
-    if order > 1 and not h[:-1].all():
+    stuck = np.flatnonzero((h[:-1] == 0) & (h[1:] != 0))
+    if order > 1 and len(stuck):
         raise InputError(
-            f"evaluations {int(np.argmin(h[:-1]))} and the next have the same noise level, where methods of order "
-            f"{order} cannot extrapolate; use fewer steps, or order 1"
+            f"evaluations {stuck[0]} and {stuck[0] + 1} have the same noise level, from which order {order} cannot "
+            "extrapolate; use fewer steps, or order 1"
         )
     points, weights = _quadrature()
     span = np.minimum(h, 100 / np.abs(rate))  # before that, e^(rate·(λ − λ')) is nothing
@@ -42,22 +43,25 @@ def polynomial_weights(
     weights = weights * span[:, None] * np.exp(-np.outer(rate * span, points))
     before = lam[0] - np.arange(order - 1, 0, -1)
     nodes = np.lib.stride_tricks.sliding_window_view(np.append(before, lam), order)[ahead : ahead + len(h), ::-1]
+    gaps = nodes[:, :, None] - nodes[:, None, :]
+    gaps[gaps == 0] = 1  # only steps of no length, which have no weights, follow nodes that coincide
     integrals = []
     for k in range(order):
-        others = np.delete(nodes, k, axis=1)[:, None]
-        basis = (at[:, :, None] - others) / (nodes[:, k, None, None] - others)
+        basis = (at[:, :, None] - np.delete(nodes, k, axis=1)[:, None]) / np.delete(gaps[:, k], k, axis=1)[:, None]
         integrals.append((weights * basis.prod(axis=2)).sum(axis=1))
     result = np.stack(integrals, axis=1)
     if blunt and order == 2:
-        excess = (h**2 / 2 - (weights * (at - start[:, None])).sum(axis=1)) / (nodes[:, 0] - nodes[:, 1])
+        excess = (h**2 / 2 - (weights * (at - start[:, None])).sum(axis=1)) / gaps[:, 0, 1]
         result += np.stack([excess, -excess], axis=1)
     return result
 
 
 class DEISMultistepScheduler(LogSNRScheduler):
-    """Steps x ← (α'/α)·x + α'·∫ P(log ρ) dρ from ρ to ρ', ρ = σ/α, P a polynomial through the last ε (eq. 15).
+    """Steps x ← (α'/α)·x + α'·∫ P(log ρ) dρ from ρ to ρ', ρ = σ/α, P a polynomial through the last ε.
 
-    P has degree `solver_order` − 1, in log ρ. `lower_order_final` lowers it at the end of runs of fewer than 15 steps.
+    P has degree `solver_order` − 1 in log ρ (AB-DEIS in that variable). `lower_order_final` lowers it at the end of runs
+    of fewer than 15 steps. The reference reads ε from a flow prediction, without flow sigmas, with a factor of α as
+    well; `corrected` does not.
     """
 
     custom = ()

