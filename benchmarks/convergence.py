@@ -45,14 +45,14 @@ def _draw(results: dict, path: Path) -> None:
         family = name.split("-")[0]
         if family not in best or row["errors"][-1] < best[family][1]["errors"][-1]:
             best[family] = (name, row)
-    figure, axes = plt.subplots(figsize=(9, 6.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
     colours = plt.get_cmap("tab20").colors
     for k, (name, row) in enumerate(sorted(best.values(), key=lambda one: one[1]["errors"][-1], reverse=True)):
         text = f"{name} ({row['slope']:.1f})"
         axes.loglog(row["evaluations"], row["errors"], marker="o", ms=3, color=colours[k % 20], label=text)
     axes.set(xlabel="evaluations of the network", ylabel="error, in standard deviations of the data at the end")
     axes.grid(which="both", alpha=0.2)
-    axes.legend(fontsize=7, title="best order of each (slope)", loc="lower left")
+    figure.legend(fontsize=8, title="best order of each (slope)", loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 

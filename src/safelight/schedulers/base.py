@@ -86,7 +86,8 @@ class SchedulerMixin(ConfigMixin):
 class Scheduler(FamiliarSurface, SchedulerMixin):
     """Base of the solvers.
 
-    A subclass has a constructor that calls `_set_up`, `_rows(grid, **options)` and `_advance(row, y, x, state, noise)`;
+    A subclass has a constructor that calls `_set_up`, `_rows(grid, **options)` and, unless its rows are `plan.Row`s of
+    linear combinations, `_advance(row, y, x, state, noise)`;
     it lists its run options with their defaults in `options`, those that shape the timetable (arguments of `_grid`) in
     `timetable_options`, and the custom timetables that it takes in `custom`. One that works on σ instead of training
     timesteps derives from `sigma.SigmaScheduler`.
@@ -96,7 +97,9 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     """
 
     order: ClassVar[int] = 1
-    _learned = False
+    _learned = False  # whether the network's output has a second half, of the variance
+    _reads_noise = False  # whether the solver combines ε instead of x₀
+    _memory = 1  # how many outputs a step combines
     # What config entries may be, checked where the class has them.
     choices: ClassVar[Mapping[str, Sequence[Any]]] = {
         "prediction_type": PREDICTION_TYPES,
@@ -124,6 +127,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
                 check_choice(name, settings[name], choices)
         self._limit = limiter(settings)
         self._learned = settings.get("variance_type") in LEARNED_VARIANCES
+        self._memory = settings.get("solver_order", 1)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -271,8 +275,25 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
 
     # (grid, **options) -> the solver's coefficients, one row per evaluation, and which evaluations need noise
     _rows: Callable[..., tuple[Sequence[Any], Sequence[bool]]]
-    # (row, model_output, sample, state, noise) -> one step with those coefficients
-    _advance: Callable[..., Advance]
+
+    def _read(self, row: Any, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x₀, and what the solver combines."""
+        if self._learned:
+            model_output = model_output[:, : sample.shape[1]]
+        x0 = row.x0(sample, model_output)
+        if self._limit is not None:
+            x0 = model_output = self._limit(x0)
+        return x0, row.eps(sample, model_output) if self._reads_noise else x0
+
+    def _advance(
+        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        """One step with a row's coefficients: `plan.Row`'s, unless the solver has a way of its own."""
+        x0, output = self._read(row, model_output, sample)
+        outputs = (output, *(state or ()))[: self._memory]
+        step = row.steps[min(len(outputs), len(row.steps)) - 1]
+        previous = step(sample, outputs, noise).to(model_output.dtype)
+        return Advance(previous, outputs if self._memory > 1 else None, x0)
 
     _given_values = staticmethod(descending)  # (name, values of a custom timetable) -> array
 

@@ -13,7 +13,7 @@ from .brownian import tree_of
 from .dpm import FOREIGN
 from .dpm_multistep import MultistepScheduler
 from .edm import EDMScheduler
-from .log_snr import Row
+from .plan import Row
 
 
 class CosineDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type: ignore[misc]  # has no `mu`

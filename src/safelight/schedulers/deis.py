@@ -10,7 +10,8 @@ import numpy as np
 from ..configuration import register_to_config
 from ..errors import InputError
 from .base import Grid
-from .log_snr import LogSNRScheduler, Row, Sum
+from .log_snr import LogSNRScheduler
+from .plan import Row, Sum
 from .prediction import Mix, Reading
 
 
@@ -59,9 +60,9 @@ def polynomial_weights(
 class DEISMultistepScheduler(LogSNRScheduler):
     """Steps x ← (α'/α)·x + α'·∫ P(log ρ) dρ from ρ to ρ', ρ = σ/α, P a polynomial through the last ε.
 
-    P has degree `solver_order` − 1 in log ρ (AB-DEIS in that variable). `lower_order_final` lowers it at the end of runs
-    of fewer than 15 steps. The reference reads ε from a flow prediction, without flow sigmas, with a factor of α as
-    well; `corrected` does not.
+    P has degree `solver_order` − 1 in log ρ (AB-DEIS in that variable). `lower_order_final` lowers it at the end of
+    runs of fewer than 15 steps. The reference reads ε from a flow prediction, without flow sigmas, with a factor of α
+    as well; `corrected` does not.
     """
 
     custom = ()
@@ -78,30 +79,15 @@ class DEISMultistepScheduler(LogSNRScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        solver_order: int = 2,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        algorithm_type: str = "deis",
-        solver_type: str = "logrho",
-        lower_order_final: bool = True,
-        use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False,
-        use_flow_sigmas: bool | None = False,
-        flow_shift: float | None = 1.0,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-        use_dynamic_shifting: bool = False,
-        time_shift_type: str = "exponential",
-    ):
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, solver_order: int = 2,
+        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0, algorithm_type: str = "deis", solver_type: str = "logrho",
+        lower_order_final: bool = True, use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
+        use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0, timestep_spacing: str = "linspace",
+        steps_offset: int = 0, use_dynamic_shifting: bool = False, time_shift_type: str = "exponential",
+    ):  # fmt: skip
         self._set_up()
 
     def _readings(self, grid: Grid) -> list[Reading]:

@@ -11,7 +11,7 @@ import torch
 from ..configuration import register_to_config
 from .base import Grid, Plan
 from .dpm import DPMScheduler, Exponential, multistep_weights
-from .log_snr import Row, Sum
+from .plan import Row, Sum
 
 
 class MultistepScheduler(DPMScheduler):

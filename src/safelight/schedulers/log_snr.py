@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..errors import ConfigError, InputError
-from .base import Advance, Grid, Plan, Scheduler
+from .base import Grid, Scheduler
 from .prediction import Mix, Reading, reading
 from .spacing import chosen_grid, ending_above_zero, shifted, sigma_to_t
 from .timetable import TimetableScheduler
-
-Weights = tuple[float, ...]
-
-
-class Sum(NamedTuple):
-    """on_x·x + Σ weights[k]·outputs[k] + on_noise·noise; outputs are latest first."""
-
-    on_x: float
-    weights: Weights
-    on_noise: float = 0.0
-
-    def __call__(
-        self, x: torch.Tensor, outputs: Sequence[torch.Tensor], noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        total = (x if x.itemsize > 2 else x.float()) * self.on_x
-        for weight, output in zip(self.weights, outputs, strict=False):
-            total.add_(output, alpha=weight)
-        if noise is not None and self.on_noise:
-            total.add_(noise, alpha=self.on_noise)
-        return total
-
-
-class Row(NamedTuple):
-    """How one evaluation is read, and the step from it, at each order that is possible there (1, 2, …)."""
-
-    x0: Mix
-    eps: Mix  # of x and the output, or of x and x₀ where that is limited
-    steps: tuple[Sum, ...]
 
 
 class LogSNRScheduler(TimetableScheduler):
@@ -64,7 +36,6 @@ class LogSNRScheduler(TimetableScheduler):
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     _flow_grids: ClassVar[tuple[Any, ...]] = ()  # grids that flow sigmas can be spaced by
     _repeats_last = True  # where a sigma grid was asked for, the final σ is its last
-    _reads_noise = False  # whether the solver combines ε instead of x₀
 
     def _set_up(self) -> None:
         super()._set_up()
@@ -175,27 +146,3 @@ class LogSNRScheduler(TimetableScheduler):
         ends = settings.get("euler_at_final") or settings.get("final_sigmas_type") == "zero"
         most = 1 if left == 1 and (few or ends) else 2 if left == 2 and few else 3
         return min(most, settings["solver_order"])
-
-    def initial_state(self, plan: Plan) -> tuple:
-        return ()
-
-    def _read(self, row: Any, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x₀, and what the solver combines."""
-        if self._learned:
-            model_output = model_output[:, : sample.shape[1]]
-        x0 = row.x0(sample, model_output)
-        if self._limit is not None:
-            x0 = model_output = self._limit(x0)
-        return x0, row.eps(sample, model_output) if self._reads_noise else x0
-
-    def _advance(
-        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
-    ) -> Advance:
-        x0, output = self._read(row, model_output, sample)
-        outputs = (output, *state)[: self._memory]
-        step = row.steps[min(len(outputs), len(row.steps)) - 1]
-        return Advance(step(sample, outputs, noise).to(model_output.dtype), outputs, x0)
-
-    @property
-    def _memory(self) -> int:
-        return self.config["solver_order"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .prediction import Mix
 
 
 class Grid(NamedTuple):
@@ -26,6 +27,32 @@ class Grid(NamedTuple):
     sigmas: np.ndarray | None = None
     exact: bool = False
     corrected: bool = False
+
+
+class Sum(NamedTuple):
+    """on_x·x + Σ weights[k]·outputs[k] + on_noise·noise; outputs are latest first."""
+
+    on_x: float
+    weights: tuple[float, ...]
+    on_noise: float = 0.0
+
+    def __call__(
+        self, x: torch.Tensor, outputs: Sequence[torch.Tensor], noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        total = (x if x.itemsize > 2 else x.float()) * self.on_x
+        for weight, output in zip(self.weights, outputs, strict=False):
+            total.add_(output, alpha=weight)
+        if noise is not None and self.on_noise:
+            total.add_(noise, alpha=self.on_noise)
+        return total
+
+
+class Row(NamedTuple):
+    """How one evaluation is read, and the step from it, at each order that is possible there (1, 2, …)."""
+
+    x0: Mix
+    eps: Mix | None  # where the solver combines ε: of x and the output, or of x and x₀ where that is limited
+    steps: tuple[Sum, ...]
 
 
 class Advance(NamedTuple):

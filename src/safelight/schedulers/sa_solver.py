@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from ..randomness import randn_tensor
 from .base import Advance, Grid, Plan, Scheduler
 from .deis import polynomial_weights
-from .log_snr import LogSNRScheduler, Sum
+from .log_snr import LogSNRScheduler
+from .plan import Sum
 from .prediction import Mix
 
 
@@ -58,37 +59,22 @@ class SASolverScheduler(LogSNRScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        predictor_order: int = 2,
-        corrector_order: int = 2,
-        prediction_type: str = "epsilon",
-        tau_func: Callable[[Any], float] | None = None,
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        algorithm_type: str = "data_prediction",
-        lower_order_final: bool = True,
-        use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False,
-        use_flow_sigmas: bool | None = False,
-        flow_shift: float | None = 1.0,
-        lambda_min_clipped: float = -math.inf,
-        variance_type: str | None = None,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-    ):
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, predictor_order: int = 2, corrector_order: int = 2,
+        prediction_type: str = "epsilon", tau_func: Callable[[Any], float] | None = None, thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+        algorithm_type: str = "data_prediction", lower_order_final: bool = True, use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
+        use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0, lambda_min_clipped: float = -math.inf,
+        variance_type: str | None = None, timestep_spacing: str = "linspace", steps_offset: int = 0,
+    ):  # fmt: skip
         self._set_up()
 
     def _check_settings(self) -> None:
         super()._check_settings()
         settings = self._settings
         self._reads_noise = settings["algorithm_type"] == "noise_prediction"
+        self._memory = max(settings["predictor_order"], settings["corrector_order"] - 1)
         if settings["tau_func"] is not None and not callable(settings["tau_func"]):
             raise ConfigError(
                 f"tau_func is {settings['tau_func']!r}, not a function of the timestep; give one, or None"
@@ -165,7 +151,3 @@ class SASolverScheduler(LogSNRScheduler):
         outputs = outputs[: self._memory]
         predict = row.predict[min(len(outputs), len(row.predict)) - 1]
         return Advance(predict(sample, outputs, noise).to(model_output.dtype), _State(outputs, sample, noise), x0)
-
-    @property
-    def _memory(self) -> int:
-        return max(self.config["predictor_order"], self.config["corrector_order"] - 1)

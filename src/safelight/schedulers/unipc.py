@@ -12,7 +12,8 @@ import torch
 from ..configuration import register_to_config
 from ..errors import ConfigError, InputError
 from .base import Advance, Grid, Plan, Scheduler
-from .log_snr import LogSNRScheduler, Sum
+from .log_snr import LogSNRScheduler
+from .plan import Sum
 from .prediction import Mix
 from .spacing import TIME_SHIFTS, chosen_grid, karras, shifted, stretched_to, time_shifted
 
