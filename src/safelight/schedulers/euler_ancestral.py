@@ -61,7 +61,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
     ) -> Advance:
         x = sample.float()
         x0 = row.x0(x, model_output)
-        previous = (x - x0).div_(row.sigma).mul_(row.change).add_(x)
+        previous = self._moved(x, row.change, x, x0, model_output, row.sigma)
         if noise is not None and row.up:
-            previous = previous.add_(noise * row.up)
+            previous = previous.add_(noise, alpha=row.up)
         return Advance(previous.to(model_output.dtype), None, x0)

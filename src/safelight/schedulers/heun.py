@@ -23,7 +23,7 @@ class _Row(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """Where a step began, for its second evaluation."""
+    """For the second evaluation: where the step began and the slope there, or halfway along it and no slope."""
 
     sample: torch.Tensor | None = None
     slope: torch.Tensor | None = None
@@ -80,9 +80,15 @@ class HeunDiscreteScheduler(TwoEvaluationScheduler):
         x0 = row.x0(sample, model_output)
         if self._limit is not None:
             x0 = self._limit(x0)
-        slope = (sample - x0).div_(row.sigma)
-        if not row.second:
-            return Advance((slope * row.change).add_(sample), _Start(sample, slope), x0)
-        if state.sample is None:
+        half = row.change / 2
+        if row.second and state.sample is None:
             return Advance(sample, state, x0)
-        return Advance(slope.add_(state.slope).mul_(row.change / 2).add_(state.sample), _Start(), x0)
+        if self._predicts_slope:
+            if row.second:
+                return Advance(torch.add(state.sample, model_output, alpha=half), _Start(), x0)
+            halfway = torch.add(sample, model_output, alpha=half)
+            return Advance(torch.add(sample, model_output, alpha=row.change), _Start(halfway), x0)
+        slope = (sample - x0).div_(row.sigma)
+        if row.second:
+            return Advance(slope.add_(state.slope).mul_(half).add_(state.sample), _Start(), x0)
+        return Advance((slope * row.change).add_(sample), _Start(sample, slope), x0)

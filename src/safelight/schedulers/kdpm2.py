@@ -18,8 +18,8 @@ KDPM2DiscreteSchedulerOutput = KDPM2AncestralDiscreteSchedulerOutput = Scheduler
 class _Row(NamedTuple):
     x0: Mix
     sigma: float
-    change: float  # of σ: to the second evaluation's, or in the whole step
-    rest: float  # of the change, after the second evaluation
+    change: float  # of σ in the whole step
+    alone: float  # the change from this evaluation's σ to the next one's
     up: float  # the standard deviation of the noise
     second: bool
 
@@ -72,7 +72,7 @@ class KDPM2DiscreteScheduler(TwoEvaluationScheduler):
         start, middle = here[::2], torch.cat([here[1::2], here.new_zeros(1)])
         end, up = self._end(start, torch.from_numpy(grid.sigmas[1 : len(here) + 1 : 2]))
         none = torch.zeros_like(start)
-        pairs = ((start, middle), (middle - start, end - start), (none, end - middle), (none, up))
+        pairs = ((start, middle), (none, end - start), (middle - start, end - middle), (none, up))
         columns = [torch.stack(pair, 1).flatten().tolist() for pair in pairs]
         second = [i % 2 == 1 for i in range(len(here))]
         rows = [_Row(self._reading(parts[0]).x0, *parts) for parts in zip(*columns, second, strict=False)]
@@ -82,13 +82,12 @@ class KDPM2DiscreteScheduler(TwoEvaluationScheduler):
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
         x0 = row.x0(sample, model_output)
-        slope = (sample - x0).div_(row.sigma)
+        start, change = (state, row.change) if row.second and state is not None else (sample, row.alone)
+        previous = self._moved(start, change, sample, x0, model_output, row.sigma)
         if not row.second:
-            return Advance(slope.mul_(row.change).add_(sample), sample, x0)
-        start, change = (sample, row.rest) if state is None else (state, row.change)
-        previous = slope.mul_(change).add_(start)
+            return Advance(previous, sample, x0)
         if noise is not None and row.up:
-            previous = previous.add_(noise * row.up)
+            previous = previous.add_(noise, alpha=row.up)
         return Advance(previous, None, x0)
 
 

@@ -39,6 +39,7 @@ class SigmaScheduler(TimetableScheduler):
     def _check_settings(self) -> None:
         super()._check_settings()
         chosen_grid(self._settings)
+        self._predicts_slope = self._settings["prediction_type"] == "epsilon" and self._limit is None
 
     @property
     def _continuous(self) -> bool:
@@ -111,6 +112,15 @@ class SigmaScheduler(TimetableScheduler):
         alpha = (sigma**2 + 1) ** -0.5
         scaled = reading(self.config["prediction_type"], alpha, sigma * alpha)
         return Reading(scaled.x0.of_scaled(alpha), scaled.eps.of_scaled(alpha))
+
+    def _moved(
+        self, start: torch.Tensor, change: float, x: torch.Tensor, x0: torch.Tensor, y: torch.Tensor, sigma: float
+    ) -> torch.Tensor:
+        """start + change·(x − x₀)/σ; that slope is what networks predict that predict ε."""
+        if self._predicts_slope:
+            return torch.add(start, y, alpha=change)
+        # In the reference's order: rounding at a σ in the thousands is seen in predictions of order one.
+        return (x - x0).div_(sigma).mul_(change).add_(start)
 
     def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
         """x/√(σ² + 1) at evaluation `i`."""
