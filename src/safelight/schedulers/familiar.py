@@ -110,6 +110,10 @@ class FamiliarSurface:
         """What `timesteps` shows of the run."""
         return plan.timesteps
 
+    def _shown_times(self, plan: Plan) -> tuple[float, ...]:
+        """The entries of `timesteps` that `step` takes, as numbers."""
+        return plan.times
+
     @property
     def timesteps(self) -> torch.Tensor:
         """What the network is told, one entry per evaluation."""
@@ -226,7 +230,6 @@ class FamiliarSurface:
             if self._begin_index is not None:
                 return run, self._begin_index
             expected = 0
-        times = run.times
         if isinstance(timestep, torch.Tensor):
             table = self.timesteps
             offset = timestep.data_ptr() - table.data_ptr()
@@ -234,6 +237,8 @@ class FamiliarSurface:
                 return run, offset // table.itemsize
             if timestep.numel() != 1:
                 raise InputError(f"timestep has shape {tuple(timestep.shape)}; step takes one timestep for all rows")
+        times = self._shown_times(run)
+        if isinstance(timestep, torch.Tensor):
             rounded = timestep.itemsize < run.timesteps.itemsize
             times = tuple(torch.tensor(times).to(timestep.dtype).tolist()) if rounded else times
             timestep = timestep.item()
@@ -257,7 +262,7 @@ class FamiliarSurface:
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
         """The evaluation at `timestep` (of the run, or of another timetable); the second one where it stands twice."""
         value = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
-        times = self._run().times if schedule_timesteps is None else schedule_timesteps.tolist()
+        times = self._shown_times(self._run()) if schedule_timesteps is None else schedule_timesteps.tolist()
         found = [i for i, time in enumerate(times) if time == value]
         if not found:
             raise InputError(f"timestep {value} is not in the timetable ({times[0]} … {times[-1]})")
