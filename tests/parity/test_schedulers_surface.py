@@ -17,6 +17,14 @@ from ..helpers.compare import relative_difference
 from ..helpers.sampling import SHAPE, familiar_run, network
 
 NAMES = ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"]
+# Those that schedulers/test_sigma_surface.py looks at for the most part.
+SIGMA_NAMES = [
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+]
 TOLERANCE = 1e-5
 
 
@@ -33,7 +41,8 @@ def _noise(seed: int = 3) -> torch.Tensor:
 
 def _seeded(name: str) -> dict[str, Any]:
     """A fresh generator where the step of diffusers takes one."""
-    return {} if name == "PNDMScheduler" else {"generator": torch.Generator().manual_seed(1)}
+    takes = inspect.signature(getattr(diffusers, name).step).parameters
+    return {"generator": torch.Generator().manual_seed(1)} if "generator" in takes else {}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,7 +162,8 @@ def test_single_steps_at_any_time_and_in_any_order(name: str) -> None:
         assert relative_difference(one, other) <= 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:numpy")  # diffusers' use of it
+@pytest.mark.parametrize("name", [*NAMES, *SIGMA_NAMES])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
     pair = _both(name, 5, **({"skip_prk_steps": True} if name == "PNDMScheduler" else {}))
@@ -236,7 +246,8 @@ def test_compatibles_are_those_of_diffusers_that_exist() -> None:
     assert names == {cls.__name__ for cls in theirs.compatibles} & set(safelight.__all__)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:numpy")  # diffusers' use of it
+@pytest.mark.parametrize("name", [*NAMES, *SIGMA_NAMES])
 def test_files_round_trip_between_the_libraries(name: str, tmp_path: Path) -> None:
     config = {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "v_prediction"}
     ours, theirs = _both(name, **config)

@@ -77,10 +77,9 @@ class HeunDiscreteScheduler(TwoEvaluationScheduler):
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
-        x0 = row.x0(sample, model_output)
+        half, x0 = row.change / 2, row.x0(sample, model_output)
         if self._limit is not None:
             x0 = self._limit(x0)
-        half = row.change / 2
         if row.second and state.sample is None:
             return Advance(sample, state, x0)
         if self._predicts_slope:
