@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -185,13 +186,20 @@ class DenoisingPipeline(DiffusionPipeline):
             for run, part in zip(group, parts, strict=True):
                 run.advance(part, type(getattr(self, self._network)).__name__)
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[StepEvent]:
-        """The run of `pipe(…)` step by step; takes `prepare`'s arguments and yields a `StepEvent` after every step."""
-        check_known(f"{type(self).__name__}.stream", kwargs, inspect.signature(self.prepare).parameters)
-        return self._run(self.prepare(*args, **kwargs))
+    def stream(self, *args: Any, trajectory: Trajectory | None = None, **kwargs: Any) -> Iterator[StepEvent]:
+        """The run of `pipe(…)` step by step; takes `prepare`'s arguments and yields a `StepEvent` after every step.
+
+        With `trajectory=`, from `prepare` or `resume`, the rest of that run instead.
+        """
+        if trajectory is None:
+            check_known(f"{type(self).__name__}.stream", kwargs, inspect.signature(self.prepare).parameters)
+            return self._run(self.prepare(*args, **kwargs))
+        if args or kwargs:
+            raise InputError("a trajectory is a request already; stream takes no other argument with it")
+        return self._run(trajectory)
 
     def _run(self, trajectory: Trajectory) -> Iterator[StepEvent]:
-        with self.progress_bar(total=len(trajectory.plan)) as bar:
+        with self.progress_bar(total=len(trajectory.plan) - trajectory.index) as bar:
             while not trajectory.finished:
                 index, timestep = trajectory.index, trajectory.plan.timesteps[trajectory.index]
                 self.step(trajectory)
@@ -215,12 +223,26 @@ class DenoisingPipeline(DiffusionPipeline):
         `pipe._interrupt = True` in it ends the run early. Raises `InputError` for an invalid request and
         `NonFiniteError` rather than return a black picture.
         """
-        check_choice("output_type", output_type, OUTPUT_TYPES, InputError)
         check_known(type(self).__name__, kwargs, inspect.signature(type(self).__call__).parameters)
-        names = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
-        for name in names:
-            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs, InputError)
-        trajectory = self.prepare(*args, **kwargs)
+        self._check_call(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        return self.finish(
+            self.prepare(*args, **kwargs), output_type, return_dict, callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+
+    def finish(
+        self,
+        trajectory: Trajectory,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Take what is left of the steps of `trajectory`, from `prepare` or `resume`, and decode it.
+
+        The other arguments and the result are those of `pipe(…)`.
+        """
+        names = self._check_call(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         view = RunView(self, trajectory)
         for event in self._run(trajectory):
             if callback_on_step_end is not None:
@@ -231,6 +253,37 @@ class DenoisingPipeline(DiffusionPipeline):
                         self._replace_tensor(trajectory, name, returned[name])
         result = self.decode(trajectory, output_type)
         return result if return_dict else tuple(getattr(result, f.name) for f in fields(result))
+
+    def _check_call(self, output_type: str, callback: Any, tensor_inputs: Sequence[str]) -> Sequence[str]:
+        """The tensors that the callback wants; raises `InputError` where there are no such, or no such output type."""
+        check_choice("output_type", output_type, OUTPUT_TYPES, InputError)
+        names = getattr(callback, "tensor_inputs", tensor_inputs)
+        for name in names:
+            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs, InputError)
+        return names
+
+    def save_run(self, trajectory: Trajectory, path: str | os.PathLike) -> None:
+        """Write a run, begun or not, to the file `path` (safetensors with JSON in its metadata), atomically.
+
+        `resume` goes on from there to the same picture, to the last bit on the same machine and libraries. The
+        generators' states are saved too; for a run without one that still needs noise, that of torch's own generator.
+        Raises `InputError` for what no such file can hold: a scheduler that is not one of Safelight's or has a function
+        in its config, and objects in `forward_options` that are neither tensors nor plain values.
+        """
+        from .saved import save
+
+        save(self, trajectory, path)
+
+    def resume(self, path: str | os.PathLike) -> Trajectory:
+        """The run in a file of `save_run`, on this pipeline's device; go on with `finish`, `stream` or `step`.
+
+        Raises `RepositoryError` for a file that is missing, damaged, of a newer format or none of a run, and
+        `InputError` where this pipeline is of another class than the one that saved it, or a component of another
+        class, dtype or config. Weights are not compared.
+        """
+        from .saved import load
+
+        return load(self, path)
 
     def film(self, *args: Any, frames: int = 8, **kwargs: Any) -> Film:
         """Make pictures and keep `frames` of the way from noise to picture; takes `prepare`'s arguments.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,3 +78,7 @@ class StepEvent:
     def decode(self, output_type: str = "pil") -> Any:
         """The full decoding of `latents`; after the last step this is the result of the run."""
         return self.pipeline.decode(self.trajectory, output_type, latents=self.latents)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the run, as far as it has come, to a file that `pipeline.resume` reads."""
+        self.pipeline.save_run(self.trajectory, path)
