@@ -64,11 +64,13 @@ _EXPORTS = {
     "schedulers.flow_match_lcm": ("FlowMatchLCMScheduler",),
     "schedulers.heun": ("HeunDiscreteScheduler",),
     "schedulers.kdpm2": ("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+    "schedulers.lcm": ("LCMScheduler", "TCDScheduler"),
     "schedulers.lms": ("LMSDiscreteScheduler",),
     "schedulers.ipndm": ("IPNDMScheduler",),
     "schedulers.pndm": ("PNDMScheduler",),
     "schedulers.sa_solver": ("SASolverScheduler",),
     "schedulers.scm": ("SCMScheduler",),
+    "schedulers.score_sde_ve": ("ScoreSdeVeScheduler",),
     "schedulers.unipc": ("UniPCMultistepScheduler",),
     "training_utils": ("EMAModel",),
 }

@@ -156,7 +156,7 @@ class ScoreSdeVeScheduler(Scheduler):
         device: Any = None,
         corrected: bool = False,
     ) -> None:
-        """Begin a new run whose t go from 1 to `sampling_eps`, with the σ of the config: no `set_sigmas` has to follow."""
+        """Begin a new run whose t go from 1 to `sampling_eps`, with the σ of the config; `set_sigmas` may follow."""
         super().set_timesteps(num_inference_steps, device, sampling_eps=sampling_eps, corrected=corrected)
 
     def set_sigmas(
@@ -166,7 +166,7 @@ class ScoreSdeVeScheduler(Scheduler):
         sigma_max: float | None = None,
         sampling_eps: float | None = None,
     ) -> None:
-        """Begin the run anew with other ends of σ (else the config's) and t (else the run's; the reference ignores it)."""
+        """Begin the run anew with other ends of σ (else the config's) and t (else the run's; unlike the reference)."""
         run = self._run()
         end = float(run.grid.times[-1]) if sampling_eps is None else sampling_eps
         super().set_timesteps(
