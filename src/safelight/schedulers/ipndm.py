@@ -11,16 +11,17 @@ import torch
 from ..configuration import register_to_config
 from ..errors import ConfigError
 from .base import Advance, Grid, Plan
-from .pndm import adams_bashforth
+from .pndm import ADAMS_BASHFORTH
 from .prediction import Mix, reading
 from .timetable import TimetableScheduler
 
 
 class _Row(NamedTuple):
     x0: Mix
-    eps: Mix
-    move: Mix  # of x and the combined ε, to the next x
-    pure_noise: bool  # then it is of x₀ and the combined ε
+    alpha: float
+    sigma: float
+    on_x: float  # in the next x; where α = 0, of x₀ instead
+    on_eps: float
 
 
 class _State(NamedTuple):
@@ -88,11 +89,11 @@ class IPNDMScheduler(TimetableScheduler):
         rows = []
         for i in range(len(grid.times)):
             alpha, sigma, next_alpha, next_sigma = alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1]
-            if alpha:
-                move = Mix(next_alpha / alpha, next_sigma - next_alpha * sigma / alpha)
-            else:
-                move = Mix(next_alpha if grid.corrected else 0.0, next_sigma)
-            rows.append(_Row(*reading("v_prediction", alpha, sigma), move, not alpha))
+            on_x = next_alpha / alpha if alpha else 0.0
+            on_eps = next_sigma - on_x * sigma
+            if not alpha and grid.corrected:
+                on_x = next_alpha
+            rows.append(_Row(reading("v_prediction", alpha, sigma).x0, alpha, sigma, on_x, on_eps))
         return rows, [False] * len(rows)
 
     def initial_state(self, plan: Plan) -> _State:
@@ -101,9 +102,12 @@ class IPNDMScheduler(TimetableScheduler):
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: _State, noise: torch.Tensor | None
     ) -> Advance:
-        x0 = row.x0(sample, model_output)
-        history = (row.eps(sample, model_output), *state.history[:3])
-        previous = row.move(x0 if row.pure_noise else sample, adams_bashforth(history))
+        x0 = torch.add(sample * row.alpha, model_output, alpha=-row.sigma)
+        eps = torch.add(sample * row.sigma, model_output, alpha=row.alpha)
+        history = (eps, *state.history[:3])
+        previous = (sample if row.alpha else x0) * row.on_x
+        for weight, one in zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True):
+            previous.add_(one, alpha=row.on_eps * weight)
         return Advance(previous, _State(history), x0)
 
     def get_velocity(

@@ -15,7 +15,8 @@ from .prediction import Mix
 
 _AS_IT_IS = Mix(0.0, 1.0)
 _STAGE_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-_ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+# The weights of one to four slopes at even steps, latest first.
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 class _Move(NamedTuple):
@@ -144,7 +145,7 @@ class PNDMScheduler(Scheduler):
         else:
             start, move = sample, row.move
             history = (model_output, *state.history[:3])
-            slope = adams_bashforth(history)
+            slope = _adams_bashforth(history)
             state = state._replace(history=history, start=sample)
         return Advance(move(start, slope), state._replace(taken=state.taken + 1), x0)
 
@@ -160,9 +161,9 @@ class PNDMScheduler(Scheduler):
         return state.start, total if stage == 3 else model_output, state._replace(slope=total)
 
 
-def adams_bashforth(history: Sequence[torch.Tensor]) -> torch.Tensor:
+def _adams_bashforth(history: Sequence[torch.Tensor]) -> torch.Tensor:
     """The slope that one to four slopes at even steps, latest first, make together."""
-    weights = _ADAMS_BASHFORTH[len(history) - 1]
+    weights = ADAMS_BASHFORTH[len(history) - 1]
     total = history[0] if weights[0] == 1.0 else history[0] * weights[0]
     for weight, slope in zip(weights[1:], history[1:], strict=True):
         total = torch.add(total, slope, alpha=weight)
