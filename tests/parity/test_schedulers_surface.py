@@ -17,13 +17,14 @@ from ..helpers.compare import relative_difference
 from ..helpers.sampling import SHAPE, familiar_run, network
 
 NAMES = ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"]
-# Those that schedulers/test_sigma_surface.py looks at for the most part.
+# Those that the files test_*_surface.py in schedulers/ look at for the most part.
 SIGMA_NAMES = [
     "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
+    "DPMSolverSDEScheduler",
 ]
 TOLERANCE = 1e-5
 

@@ -43,9 +43,6 @@ class IPNDMScheduler(TimetableScheduler):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, trained_betas: Any = None):
-        self._set_up()
-
-    def _set_up(self) -> None:
         self._check_settings()
 
     def _check_settings(self) -> None:
