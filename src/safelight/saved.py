@@ -55,7 +55,7 @@ class Packer:
         if isinstance(value, torch.Tensor):
             return self._tensor(name, value)
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-            return {"array": self._tensor(name, torch.from_numpy(np.array(value)))["tensor"]}
+            return {"array": self._tensor(name, torch.from_numpy(np.array(value, order="C")))["tensor"]}
         if isinstance(value, torch.Generator):
             state = self._tensor(name, value.get_state())["tensor"]
             return {"generator": state, "device": str(value.device)}
