@@ -13,7 +13,7 @@ import safelight
 from safelight.errors import InputError
 
 from ...helpers.compare import relative_difference
-from ...helpers.sampling import SHAPE, familiar_run, network, start
+from ...helpers.sampling import familiar_run, network, start
 
 NAME = "DPMSolverSDEScheduler"
 
@@ -72,20 +72,6 @@ def test_add_noise(begin: int | None, dtype: torch.dtype) -> None:
             scheduler.set_begin_index(begin)
         results.append(scheduler.add_noise(start(1.0).to(dtype), start(1.0, 1).to(dtype), scheduler.timesteps[[4, 2]]))
     assert torch.equal(*results)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
-    results = []
-    for scheduler in _both(6):
-        x = start(float(scheduler.init_noise_sigma)).to(dtype)
-        for t in scheduler.timesteps:
-            y = network(scheduler.scale_model_input(x, t).float(), t).to(dtype)
-            x = scheduler.step(y, t, x).prev_sample
-            assert x.dtype == dtype
-            assert x.shape == SHAPE
-        results.append(x.float())
-    assert relative_difference(*results) <= 16 * torch.finfo(dtype).eps
 
 
 def test_files_with_seeds(tmp_path: Path) -> None:
