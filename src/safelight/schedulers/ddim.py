@@ -10,6 +10,7 @@ import torch
 from ..configuration import register_to_config
 from ..errors import InputError
 from .base import Advance, Grid, Plan, Scheduler, SchedulerOutput
+from .noise import signal_and_noise
 from .prediction import Mix, reading
 
 DDIMSchedulerOutput = SchedulerOutput
@@ -83,3 +84,52 @@ class DDIMScheduler(Scheduler):
             one = Grid(np.array([timestep]), run.num_inference_steps)
             return self._assemble(one, dict(run.options))
         return super()._off_timetable(run, timestep)
+
+
+class DDIMInverseScheduler(DDIMScheduler):
+    """DDIM's steps (η = 0) taken upwards, from a picture to the noise that it comes from (Mokady et al. 2022, app. A).
+
+    A step goes from t − num_train_timesteps // steps to t, with what the network says when it is told t; `corrected`
+    starts each step where the one before ended, also where "trailing" spacing has other distances.
+    """
+
+    options: ClassVar = {}
+    _step_arguments: ClassVar = {"return_dict": True}
+    choices: ClassVar = {**Scheduler.choices, "timestep_spacing": ("leading", "trailing")}
+    custom = ()
+    _compatibles = ()
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, clip_sample: bool = True,
+        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
+        clip_sample_range: float = 1.0, timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False,
+    ):  # fmt: skip
+        self._set_up()
+        self.initial_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        return _upwards(super()._training_grid(corrected))
+
+    def _grid(self, steps: int, corrected: bool) -> Grid:
+        return _upwards(super()._grid(steps, corrected))
+
+    def _starts(self, grid: Grid) -> torch.Tensor:
+        """ᾱ where each step starts."""
+        stride = len(self) // grid.steps
+        starts = np.append(grid.times[0] - stride, grid.times[:-1]) if grid.corrected else grid.times - stride
+        return self._cumulative(starts, self.initial_alpha_cumprod)
+
+    def _levels(self, grid: Grid) -> list[tuple[float, float]]:
+        return list(zip(*signal_and_noise(self._starts(grid)), strict=True))
+
+    def _rows(self, grid: Grid, **options: Any) -> tuple[list[_Row], list[bool]]:
+        there = self._cumulative(grid.times)
+        means = map(Mix, (there**0.5).tolist(), ((1 - there) ** 0.5).tolist())
+        rows = [_Row(*one, False, 0.0, mean) for one, mean in zip(self._readings(grid), means, strict=True)]
+        return rows, [False] * len(rows)
+
+
+def _upwards(grid: Grid) -> Grid:
+    return grid._replace(times=grid.times[::-1])

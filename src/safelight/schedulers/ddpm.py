@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from ..configuration import register_to_config
-from ..errors import check_choice
+from ..errors import InputError, check_choice
 from .base import LEARNED_VARIANCES, Advance, Grid, Scheduler, SchedulerOutput
-from .prediction import Mix
+from .prediction import PREDICTION_TYPES, Mix
 
 DDPMSchedulerOutput = SchedulerOutput
 
@@ -54,11 +54,19 @@ class DDPMScheduler(Scheduler):
         """Whether the run's timesteps were given by the caller."""
         return self._active is not None and self._active.grid.exact and not self._active.grid.corrected
 
-    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
-        here = self._cumulative(grid.times)
-        there = self._cumulative(np.append(grid.times[1:], -1), 1.0)
-        alpha = here / there
-        beta = 1 - alpha
+    def _ends(self, grid: Grid) -> np.ndarray:
+        """The timesteps that the steps lead to; −1 is the end."""
+        return np.append(grid.times[1:], -1)
+
+    def _betas(self, here: torch.Tensor, there: torch.Tensor, times: np.ndarray, ends: np.ndarray) -> torch.Tensor:
+        """β of each step."""
+        return 1 - here / there
+
+    def _rows(self, grid: Grid, **options: Any) -> tuple[list[_Row], list[bool]]:
+        here, ends = self._cumulative(grid.times), self._ends(grid, **options)
+        there = self._cumulative(ends, 1.0)
+        beta = self._betas(here, there, grid.times, ends)
+        alpha = 1 - beta
         # Where ᾱ = 1 there is no noise left (0/0): x₀ is all there is.
         on_x0 = torch.where(here < 1, there**0.5 * beta / (1 - here), 1.0)
         on_x = torch.where(here < 1, alpha**0.5 * (1 - there) / (1 - here), 0.0)
@@ -95,3 +103,56 @@ class DDPMScheduler(Scheduler):
             return variance.clamp(min=0) ** 0.5  # a network's output may dip below what a variance can be
         share = (variance + 1) / 2
         return torch.exp(0.5 * (share * row.log_high + (1 - share) * row.log_low))
+
+
+class UnCLIPScheduler(DDPMScheduler):
+    """DDPM's steps on the timetable of unCLIP (Ramesh et al. 2022, arXiv:2204.06125), which ends at t = 0.
+
+    A step goes to the `prev_timestep` that `step` is given, one of `timesteps`, and else to t − 1, as in the reference.
+    Run option: `along`, whether all of them go to the next entry of the timetable, as in a plan.
+    """
+
+    options: ClassVar = {"along": True}
+    _step_arguments: ClassVar = {"prev_timestep": None, "generator": None, "return_dict": True}
+    choices: ClassVar = {
+        "prediction_type": PREDICTION_TYPES,
+        "beta_schedule": ("squaredcos_cap_v2",),
+        "variance_type": ("fixed_small_log", "learned_range"),
+    }
+    custom = ()
+    _compatibles = ()
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, variance_type: str = "fixed_small_log", clip_sample: bool = True,
+        clip_sample_range: float | None = 1.0, prediction_type: str = "epsilon",
+        beta_schedule: str = "squaredcos_cap_v2",
+    ):  # fmt: skip
+        self.variance_type, self.one = variance_type, torch.tensor(1.0)
+        self._set_up()
+
+    def _grid(self, steps: int, corrected: bool) -> Grid:
+        if not 2 <= steps <= len(self):
+            raise InputError(f"num_inference_steps is {steps}; a number from 2 to {len(self)} is needed")
+        times = (np.arange(steps) * ((len(self) - 1) / (steps - 1))).round()[::-1].astype(np.int64)
+        return Grid(times, steps, corrected=corrected)
+
+    def _ends(self, grid: Grid, along: bool = True) -> np.ndarray:
+        return super()._ends(grid) if along else grid.times - 1
+
+    def _betas(self, here: torch.Tensor, there: torch.Tensor, times: np.ndarray, ends: np.ndarray) -> torch.Tensor:
+        betas = self.betas[torch.from_numpy(times.copy())]
+        return torch.where(torch.from_numpy(ends == times - 1), betas, super()._betas(here, there, times, ends))
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, prev_timestep: Any = None,
+        generator: Any = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        """One step of the run, from `timestep` to `prev_timestep`, the next of `timesteps`, or to t − 1 without it."""
+        run = self._run()
+        i = self._locate(run, timestep)[1]
+        if prev_timestep is not None and self._locate(run, prev_timestep)[1] != i + 1:
+            raise InputError(f"prev_timestep is {prev_timestep}, which does not follow timestep {timestep} in the run")
+        last = i + 1 == len(run)  # goes to −1 in any case
+        options = {"along": run.options["along"] if last else prev_timestep is not None}
+        return super().step(model_output, timestep, sample, generator=generator, return_dict=return_dict, **options)

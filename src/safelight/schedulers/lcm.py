@@ -38,15 +38,39 @@ class DistilledScheduler(Scheduler):
 
     That has `original_inference_steps` even steps, of which a run takes the `strength` share at the noise's low end. In
     a run of custom `timesteps` with a `strength` below 1 the reference adds noise after the last step; `corrected` does
-    not.
+    not. `timestep_spacing` and `steps_offset`, which configs of other solvers bring along, change nothing.
     """
 
     timetable_options: ClassVar = {"original_inference_steps": None, "strength": 1.0}
     _compatibles = ()
 
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear", trained_betas: Any = None, original_inference_steps: int = 50,
+        clip_sample: bool = False, clip_sample_range: float = 1.0, set_alpha_to_one: bool = True, steps_offset: int = 0,
+        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0, timestep_spacing: str = "leading", timestep_scaling: float = 10.0,
+        rescale_betas_zero_snr: bool = False,
+    ):  # fmt: skip
+        self._set_up()
+
     def _set_up(self) -> None:
         super()._set_up()
         self.final_alpha_cumprod = torch.tensor(1.0) if self.config["set_alpha_to_one"] else self.alphas_cumprod[0]
+
+    @property
+    def custom_timesteps(self) -> bool:
+        """Whether the run's timesteps were given by the caller."""
+        return self._active is not None and self._active.grid.exact
+
+    def set_timesteps(  # type: ignore[override]
+        self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
+        timesteps: Any = None, strength: float = 1.0, corrected: bool = False,
+    ) -> None:  # fmt: skip
+        """Begin a new run with the timetable that `plan` makes of these arguments, its `timesteps` on `device`."""
+        shape = {"original_inference_steps": original_inference_steps, "strength": strength, "corrected": corrected}
+        super().set_timesteps(num_inference_steps, device, timesteps, **shape)
 
     def _original(self, steps: int | None, strength: float) -> np.ndarray:
         """The timesteps of the distillation, ascending, up to `strength`."""
@@ -70,11 +94,7 @@ class DistilledScheduler(Scheduler):
         return Grid(original[places], steps, corrected=corrected)
 
     def _custom_grid(
-        self,
-        corrected: bool,
-        timesteps: np.ndarray,
-        original_inference_steps: int | None = None,
-        strength: float = 1.0,
+        self, corrected: bool, timesteps: np.ndarray, original_inference_steps: int | None = None, strength: float = 1.0
     ) -> Grid:
         self._original(original_inference_steps, strength)
         grid, count = super()._custom_grid(corrected, timesteps), len(timesteps)
@@ -99,20 +119,13 @@ class LCMScheduler(DistilledScheduler):
     c_skip = 1/(4s² + 1) and c_out = 2s/√(4s² + 1) with s = `timestep_scaling`·t make f = x at t = 0 (app. C).
     """
 
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "scaled_linear", trained_betas: Any = None, original_inference_steps: int = 50,
-        clip_sample: bool = False, clip_sample_range: float = 1.0, set_alpha_to_one: bool = True, steps_offset: int = 0,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, timestep_spacing: str = "leading", timestep_scaling: float = 10.0,
-        rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
-        self._set_up()
+    def get_scalings_for_boundary_condition_discrete(self, timestep: Any) -> tuple[Any, Any]:
+        """c_skip and c_out at `timestep`, a number, array or tensor: 1 and 0 at t = 0."""
+        scaled = timestep * self.config["timestep_scaling"]
+        return 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
 
     def _rows(self, grid: Grid) -> tuple[list[_LCMRow], list[bool]]:
-        noisy, scaled = self._renewed(grid), grid.times * self.config["timestep_scaling"]
-        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+        noisy, (skip, out) = self._renewed(grid), self.get_scalings_for_boundary_condition_discrete(grid.times)
         there = self._cumulative(np.append(grid.times[1:], grid.times[-1]), self.final_alpha_cumprod)
         there = torch.where(torch.tensor(noisy), there, 1.0)
         columns = (skip.tolist(), out.tolist(), (there**0.5).tolist(), ((1 - there) ** 0.5).tolist())
@@ -150,17 +163,6 @@ class TCDScheduler(DistilledScheduler):
     """
 
     options: ClassVar = {"eta": 0.3}
-
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "scaled_linear", trained_betas: Any = None, original_inference_steps: int = 50,
-        clip_sample: bool = False, clip_sample_range: float = 1.0, set_alpha_to_one: bool = True, steps_offset: int = 0,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, timestep_spacing: str = "leading", timestep_scaling: float = 10.0,
-        rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
-        self._set_up()
 
     def _check_settings(self) -> None:
         super()._check_settings()

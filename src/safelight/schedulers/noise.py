@@ -50,9 +50,8 @@ def make_betas(config: Any) -> torch.Tensor:
 
     Raises `ConfigError` for an unknown `beta_schedule`, a β outside [0, 1], or `trained_betas` of another length.
     """
-    steps, start, end, trained = (
-        config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "trained_betas")
-    )
+    steps, trained = config["num_train_timesteps"], config.get("trained_betas")
+    start, end = config.get("beta_start", 0.0), config.get("beta_end", 1.0)  # which not every schedule has
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"num_train_timesteps is {steps!r}; a positive integer is needed")
     check_choice("beta_schedule", config["beta_schedule"], BETA_SCHEDULES)
