@@ -64,7 +64,7 @@ class DistilledScheduler(Scheduler):
         """Whether the run's timesteps were given by the caller."""
         return self._active is not None and self._active.grid.exact
 
-    def set_timesteps(  # type: ignore[override]
+    def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
         timesteps: Any = None, strength: float = 1.0, corrected: bool = False,
     ) -> None:  # fmt: skip
