@@ -75,9 +75,9 @@ class BrownianTree:
     def normalised(self, a: float, b: float) -> torch.Tensor:
         """(W(b) − W(a))/√|b − a|, which is standard normal; the length is taken in float32."""
         length = (torch.tensor(b, dtype=torch.float32) - torch.tensor(a, dtype=torch.float32)).abs()
-        if not length:
+        if np.float32(a) == np.float32(b):
             raise InputError(f"the interval from {a} to {b} is empty, so nothing random happens in it")
-        return self.increment(a, b).div_(float(length.sqrt()))
+        return self.increment(a, b).div_(length.sqrt())
 
     def _collect(self, parts: list[torch.Tensor], a: float, b: float, depth: int = 0, place: int = 0) -> None:
         """Append the increments of the largest intervals of the tree that fill [a, b], in their order."""

@@ -155,4 +155,5 @@ class UnCLIPScheduler(DDPMScheduler):
             raise InputError(f"prev_timestep is {prev_timestep}, which does not follow timestep {timestep} in the run")
         last = i + 1 == len(run)  # goes to −1 in any case
         options = {"along": run.options["along"] if last else prev_timestep is not None}
-        return super().step(model_output, timestep, sample, generator=generator, return_dict=return_dict, **options)
+        own = self.timesteps[i]  # where it stands in memory tells which it is, so nothing is read again
+        return super().step(model_output, own, sample, generator=generator, return_dict=return_dict, **options)

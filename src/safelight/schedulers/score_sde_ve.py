@@ -110,8 +110,8 @@ class ScoreSdeVeScheduler(Scheduler):
 
     def _assemble(self, grid: Grid, options: dict[str, Any], device: Any = None) -> Plan:
         plan = super()._assemble(grid, options, device)
-        told = torch.tensor([sigma for _, sigma in plan.levels], device=device)
-        return replace(plan, timesteps=told, times=tuple(told.tolist()))
+        told = torch.tensor([sigma for _, sigma in plan.levels])
+        return replace(plan, timesteps=told.to(device), times=tuple(told.tolist()))
 
     def _advance(
         self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
