@@ -97,6 +97,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     """
 
     order: ClassVar[int] = 1
+    _anywhere = False  # whether a step needs only t and its length, so that scripts may take one at any t
     _learned = False  # whether the network's output has a second half, of the variance
     _reads_noise = False  # whether the solver combines ε instead of x₀
     _memory = 1  # how many outputs a step combines
@@ -352,6 +353,11 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         index = torch.from_numpy(np.ascontiguousarray(times))
         found = self.alphas_cumprod.cpu()[index if beyond is None else index.clamp(min=0)]
         return found if beyond is None else torch.where(index < 0, torch.as_tensor(beyond).cpu(), found)
+
+    def _off_timetable(self, run: Plan, timestep: Any) -> Plan:
+        if self._anywhere and isinstance(timestep, int) and 0 <= timestep < len(self):
+            return self._assemble(Grid(np.array([timestep]), run.num_inference_steps), dict(run.options))
+        return super()._off_timetable(run, timestep)
 
     def _refuse_type(self, model_output: Any, sample: Any) -> None:
         name, value = ("model_output", model_output) if isinstance(sample, torch.Tensor) else ("sample", sample)

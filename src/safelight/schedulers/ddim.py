@@ -9,9 +9,9 @@ import torch
 
 from ..configuration import register_to_config
 from ..errors import InputError
-from .base import Advance, Grid, Plan, Scheduler, SchedulerOutput
+from .base import Advance, Grid, Scheduler, SchedulerOutput
 from .noise import signal_and_noise
-from .prediction import Mix, reading
+from .prediction import Mix, Reading, reading
 
 DDIMSchedulerOutput = SchedulerOutput
 
@@ -24,7 +24,44 @@ class _Row(NamedTuple):
     mean: Mix  # of x₀ and ε
 
 
-class DDIMScheduler(Scheduler):
+class DDIMSteps(Scheduler):
+    """Base of the solvers that step x ← √ᾱ'·x₀ + √(1 − ᾱ' − s²)·ε + s·z with s² = η²·(1 − ᾱ')/(1 − ᾱ)·(1 − ᾱ/ᾱ')."""
+
+    _anywhere = True
+
+    def _steps(
+        self, readings: list[Reading], here: torch.Tensor, there: torch.Tensor, eta: float = 0.0, clipped: bool = False
+    ) -> list[_Row]:
+        """The steps from ᾱ = `here` to `there`; `clipped` reads ε from x₀."""
+        # Where ᾱ = 1 nothing is noise any more, so there is none to renew.
+        variance = torch.where(here < 1, (1 - there) / (1 - here) * (1 - here / there), 0.0).clamp(min=0)
+        std = eta * variance**0.5
+        direction = 1 - there - std**2
+        if eta < 0 or direction.min() < -1e-6:
+            raise InputError(f"eta is {eta}; it must be within [0, 1]")
+        eps = [one.eps for one in readings]
+        if clipped:
+            eps = [reading("sample", *level).eps for level in zip(*signal_and_noise(here), strict=True)]
+        columns = (std.tolist(), (there**0.5).tolist(), (direction.clamp(min=0) ** 0.5).tolist())
+        return [
+            _Row(one.x0, of, clipped, s, Mix(on_x0, on_eps))
+            for one, of, s, on_x0, on_eps in zip(readings, eps, *columns, strict=True)
+        ]
+
+    def _advance(
+        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        x0 = row.x0(sample, model_output)
+        if self._limit is not None:
+            x0 = self._limit(x0)
+        eps = row.eps(sample, x0 if row.eps_of_x0 else model_output)
+        previous = row.mean(x0, eps)
+        if noise is not None and row.std:
+            previous = previous + noise * row.std
+        return Advance(previous, None, x0)
+
+
+class DDIMScheduler(DDIMSteps):
     """Steps x ← √ᾱ'·x₀ + √(1 − ᾱ' − s²)·ε + s·z with s² = η²·(1 − ᾱ')/(1 − ᾱ)·(1 − ᾱ/ᾱ') (eq. 12 and 16).
 
     Run options: `eta` η in [0, 1]; `use_clipped_model_output` derives ε from the clipped x₀. The reference steps from t
@@ -49,51 +86,17 @@ class DDIMScheduler(Scheduler):
     def _rows(self, grid: Grid, *, eta: float, use_clipped_model_output: bool) -> tuple[list[_Row], list[bool]]:
         ends = np.append(grid.times[1:], -1) if grid.exact else grid.times - len(self) // grid.steps
         here, there = self._cumulative(grid.times), self._cumulative(ends, self.final_alpha_cumprod)
-        # Where ᾱ = 1 nothing is noise any more, so there is none to renew.
-        variance = torch.where(here < 1, (1 - there) / (1 - here) * (1 - here / there), 0.0).clamp(min=0)
-        std = eta * variance**0.5
-        direction = 1 - there - std**2
-        if eta < 0 or direction.min() < -1e-6:
-            raise InputError(f"eta is {eta}; it must be within [0, 1]")
-        readings = self._readings(grid)
-        eps = [one.eps for one in readings]
-        if use_clipped_model_output:
-            eps = [reading("sample", alpha, sigma).eps for alpha, sigma in self._levels(grid)]
-        columns = (std.tolist(), (there**0.5).tolist(), (direction.clamp(min=0) ** 0.5).tolist())
-        rows = [
-            _Row(one.x0, of, use_clipped_model_output, s, Mix(on_x0, on_eps))
-            for one, of, s, on_x0, on_eps in zip(readings, eps, *columns, strict=True)
-        ]
+        rows = self._steps(self._readings(grid), here, there, eta, use_clipped_model_output)
         return rows, [eta > 0] * len(rows)
 
-    def _advance(
-        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
-    ) -> Advance:
-        x0 = row.x0(sample, model_output)
-        if self._limit is not None:
-            x0 = self._limit(x0)
-        eps = row.eps(sample, x0 if row.eps_of_x0 else model_output)
-        previous = row.mean(x0, eps)
-        if noise is not None and row.std:
-            previous = previous + noise * row.std
-        return Advance(previous, None, x0)
 
-    def _off_timetable(self, run: Plan, timestep: Any) -> Plan:
-        """DDIM's step needs only t and its length, so a script may take one at any training timestep."""
-        if isinstance(timestep, int) and 0 <= timestep < len(self):
-            one = Grid(np.array([timestep]), run.num_inference_steps)
-            return self._assemble(one, dict(run.options))
-        return super()._off_timetable(run, timestep)
-
-
-class DDIMInverseScheduler(DDIMScheduler):
+class DDIMInverseScheduler(DDIMSteps):
     """DDIM's steps (η = 0) taken upwards, from a picture to the noise that it comes from (Mokady et al. 2022, app. A).
 
     A step goes from t − num_train_timesteps // steps to t, with what the network says when it is told t; `corrected`
     starts each step where the one before ended, also where "trailing" spacing has other distances.
     """
 
-    options: ClassVar = {}
     _step_arguments: ClassVar = {"return_dict": True}
     choices: ClassVar = {**Scheduler.choices, "timestep_spacing": ("leading", "trailing")}
     custom = ()
@@ -124,10 +127,8 @@ class DDIMInverseScheduler(DDIMScheduler):
     def _levels(self, grid: Grid) -> list[tuple[float, float]]:
         return list(zip(*signal_and_noise(self._starts(grid)), strict=True))
 
-    def _rows(self, grid: Grid, **options: Any) -> tuple[list[_Row], list[bool]]:
-        there = self._cumulative(grid.times)
-        means = map(Mix, (there**0.5).tolist(), ((1 - there) ** 0.5).tolist())
-        rows = [_Row(*one, False, 0.0, mean) for one, mean in zip(self._readings(grid), means, strict=True)]
+    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
+        rows = self._steps(self._readings(grid), self._starts(grid), self._cumulative(grid.times))
         return rows, [False] * len(rows)
 
 
