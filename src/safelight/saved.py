@@ -93,7 +93,7 @@ class Unpacker:
             return [self.rebuild(item, named) for item in description]
         if not isinstance(description, dict):
             return description
-        kind, value = next(iter(description.items()))
+        (kind, value), *_ = description.items()
         made: Any
         if kind == "dict":
             made = {key: self.rebuild(item, named) for key, item in value.items()}
@@ -113,9 +113,8 @@ class Unpacker:
         return made
 
     def _tensor(self, stored: torch.Tensor, description: Description) -> torch.Tensor:
-        place = self.device or present(description.get("device", "cpu"))
-        order = description.get("order", range(stored.ndim))
-        return stored.to(place, copy=True).permute(*np.argsort(order).tolist())
+        found = stored.to(self.device or present(description.get("device", "cpu")), copy=True)
+        return found.permute(*np.argsort(description["order"]).tolist()) if "order" in description else found
 
     def _array(self, stored: torch.Tensor, description: Description) -> Any:
         return stored.numpy().copy()[()]  # a number where it has no dimensions
@@ -204,7 +203,7 @@ def checked(what: str, description: Any) -> Iterator[None]:
         raise RepositoryError(f"{what} is damaged: it has no format number")
     if version > FORMAT:
         raise RepositoryError(
-            f"{what} has format {version}, but this version of Safelight reads up to {FORMAT}; update"
+            f"{what} has format {version}, newer than {FORMAT}, which this version of Safelight reads; update it"
         )
     try:
         yield
