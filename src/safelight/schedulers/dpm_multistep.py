@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from ..configuration import register_to_config
+from ..errors import ConfigError
 from .base import Grid, Plan
 from .dpm import DPMScheduler, Exponential, multistep_weights
 from .plan import Row, Sum
+from .spacing import chosen_grid, ending_above_zero, spaced
 
 
 class MultistepScheduler(DPMScheduler):
@@ -67,3 +69,53 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
     ) -> torch.Tensor | None:
         """As of every solver, but always float32, as in the reference."""
         return super().draw_noise(plan, i, sample, generator, torch.float32)
+
+
+class DPMSolverMultistepInverseScheduler(MultistepScheduler):
+    """`DPMSolverMultistepScheduler` upwards, from a picture to the noise that it comes from.
+
+    The algorithms that add noise cannot go there. As in the reference, flow sigmas fall here as well, and timesteps
+    that are told twice are left out, though not their σ, so that a run of many steps may end before the noise does.
+    """
+
+    custom = ()
+    timetable_options: ClassVar = {}
+    _repeats_last = True
+    _step_arguments: ClassVar = {"generator": None, "variance_noise": None, "return_dict": True}
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, solver_order: int = 2,
+        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
+        lower_order_final: bool = True, euler_at_final: bool = False, use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
+        use_flow_sigmas: bool | None = False, flow_shift: float | None = 1.0, lambda_min_clipped: float = -math.inf,
+        variance_type: str | None = None, timestep_spacing: str = "linspace", steps_offset: int = 0,
+    ):  # fmt: skip
+        self._set_up()
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        if self._algorithm.startswith("sde") and not self._flow:
+            raise ConfigError(f"algorithm_type={self._algorithm!r} cannot take noise away; use it without sde-")
+
+    def _grid(self, steps: int, corrected: bool, mu: float | None = None) -> Grid:
+        settings, train = self._settings, len(self)
+        last, make = train - self._clipped(), chosen_grid(settings)
+        spacing, offset = settings["timestep_spacing"], settings["steps_offset"]
+        if spacing == "trailing":
+            times = ending_above_zero(spacing, train, last, steps, offset, corrected)[::-1]
+        else:
+            times = spaced(spacing, last, steps + 1, offset).round()[:0:-1]
+        grid = self._sigmas_at(times, steps, corrected, None)
+        assert grid.sigmas is not None
+        times, sigmas, end = grid.times, grid.sigmas[:-1], grid.sigmas[-1]
+        if make is not None:
+            times, sigmas, end = times[::-1], sigmas[::-1], sigmas[0]
+        elif not self._flow:
+            end = self._training_sigmas()[last - 1]
+        if make is None or self._rounds():
+            times = times[np.sort(np.unique(times, return_index=True)[1])]
+        return Grid(times, len(times), np.append(sigmas, end)[: len(times) + 1], corrected=corrected)

@@ -133,7 +133,8 @@ class LogSNRScheduler(TimetableScheduler):
             if not grid.corrected and kind == "flow_prediction":
                 one = one._replace(x0=Mix(1.0, -given))
             if not grid.corrected and kind == "v_prediction":
-                one = Reading(Mix(alpha, -sigma), Mix(sigma, alpha))
+                x0 = Mix(1 - sigma**2, -sigma * alpha, alpha) if self._reads_noise else Mix(alpha, -sigma)
+                one = Reading(x0, Mix(sigma, alpha))
             if settings.get("thresholding"):
                 one = one._replace(eps=reading("sample", alpha, sigma).eps)
             readings.append(one)

@@ -47,10 +47,12 @@ def _reads_noise(c: Config) -> bool:
 
 def _no_length(c: Config) -> bool:
     """Whether the last step goes from the smallest trained σ to itself, by a method that divides by its length."""
-    grid = (grid_flags(c) or c.get("use_lu_lambdas")) and c.get("final_sigmas_type") == "sigma_min"
+    grid = grid_flags(c) or c.get("use_lu_lambdas")
+    repeats = grid or c["use_flow_sigmas"]  # where the config has no say
+    repeats = (grid and c["final_sigmas_type"] == "sigma_min") if "final_sigmas_type" in c else repeats
     few = c["lower_order_final"] and (isinstance(c["timetable"], dict) or c["timetable"] < 15)
     divides = c["solver_order"] == 3 or (c["solver_order"] == 2 and c["solver_type"] == "heun")
-    return grid and divides and not few and not c.get("euler_at_final")
+    return repeats and divides and not few and not c.get("euler_at_final")
 
 
 REFUSED = {
