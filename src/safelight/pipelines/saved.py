@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _KEY = "safelight.run"  # of the metadata
 
+# Entries of configs that describe the file they were in.
+_OF_FILES = ("architectures", "dtype", "torch_dtype", "transformers_version")
+
 # What `describe_run` holds, and what a resumed run begins with anew.
 _APART = ("scheduler", "plan", "state", "interrupt")
 
@@ -86,7 +89,7 @@ def _identity(pipeline: DenoisingPipeline) -> dict[str, Any]:
         if isinstance(inner, torch.nn.Module):
             config = getattr(inner, "config", {})
             entries = dict(config) if isinstance(config, Mapping) else config.to_dict()
-            public = {key: value for key, value in entries.items() if not key.startswith("_")}
+            public = {key: value for key, value in entries.items() if key[0] != "_" and key not in _OF_FILES}
             dtype = next((one.dtype for one in inner.parameters()), None)
             parts[name] |= {"dtype": str(dtype).removeprefix("torch."), "config": to_json(public)}
     return json.loads(json.dumps(parts, default=str))
