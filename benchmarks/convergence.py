@@ -12,9 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
-import safelight
 from tests.helpers.gaussian import measured_order
 from tests.schedulers.test_truth import ORDERED, label
+
+import safelight
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     print(f"{'solver':<64}{'order':>6}{'slope':>7}  error by steps")
     for case in ORDERED:
         scheduler = getattr(safelight, case.name)(**case.config)
-        slope, errors = measured_order(scheduler, case.counts, case.down_to, **case.options)
+        slope, errors = measured_order(scheduler, case.counts, case.down_to, case.begin, **case.options)
         evaluations = [len(scheduler.plan(count, **case.options)) for count in case.counts]
         results[label(case)] = {"order": case.order, "slope": slope, "evaluations": evaluations, "errors": errors}
         by_steps = "  ".join(f"{count}: {error:.1e}" for count, error in zip(case.counts, errors, strict=True))

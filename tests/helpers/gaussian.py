@@ -58,8 +58,12 @@ def flow_error(scheduler: Any, plan: Any, down_to: float = 0.0) -> float:
 
 
 def measured_order(
-    scheduler: Any, counts: Sequence[int], down_to: float = 0.0, **options: Any
+    scheduler: Any, counts: Sequence[int], down_to: float = 0.0, begin: float = 0.0, **options: Any
 ) -> tuple[float, list[float]]:
-    """The slope of log error over log steps (least squares, sign reversed), and the errors."""
-    errors = [flow_error(scheduler, scheduler.plan(count, **options), down_to) for count in counts]
+    """The slope of log error over log steps (least squares, sign reversed), and the errors.
+
+    Runs start at the `begin` share of their evaluations.
+    """
+    plans = [scheduler.plan(count, **options) for count in counts]
+    errors = [flow_error(scheduler, plan.start_at(int(begin * len(plan))), down_to) for plan in plans]
     return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0]), errors

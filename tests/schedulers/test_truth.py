@@ -39,6 +39,7 @@ class Ordered(NamedTuple):
     counts: tuple[int, ...] = COUNTS
     options: dict[str, Any] = {}  # noqa: RUF012
     down_to: float = 0.0  # σ/α
+    begin: float = 0.0  # as a share of the plan
 
 
 def _dpm(name: str, base: dict[str, Any], orders: tuple[int, ...], counts: tuple[int, ...] = COUNTS) -> list[Ordered]:
@@ -61,6 +62,9 @@ ORDERED = [
     Ordered("KDPM2DiscreteScheduler", 2),
     *(Ordered("LMSDiscreteScheduler", n, EVEN, (48, 96, 192), {"order": n}) for n in (1, 2, 3, 4)),
     *_dpm("DPMSolverMultistepScheduler", {**OPEN, **FULL}, (1, 2, 3)),
+    *_dpm("DPMSolverSinglestepScheduler", OPEN, (1, 2, 3), (25, 49, 97, 193)),
+    *_dpm("DPMSolverMultistepInverseScheduler", {**EVEN, **FULL}, (1, 2, 3)),
+    Ordered("DDIMInverseScheduler", 1, {**VP, "clip_sample": False}, (50, 100, 200), begin=0.1),
     *_dpm("EDMDPMSolverMultistepScheduler", {**EDM, **FULL}, (1, 2, 3), (24, 48, 96)),
     *(Ordered("DEISMultistepScheduler", n, {**EVEN, **FULL, "solver_order": n}) for n in (1, 2, 3)),
     *(
@@ -96,7 +100,7 @@ def label(case: Any) -> str:
 @pytest.mark.parametrize("case", ORDERED, ids=label)
 def test_order(case: Ordered) -> None:
     scheduler = getattr(safelight, case.name)(**case.config)
-    measured, errors = measured_order(scheduler, case.counts, case.down_to, **case.options)
+    measured, errors = measured_order(scheduler, case.counts, case.down_to, case.begin, **case.options)
     assert measured > 0.9 * case.order
     assert errors[-1] < 0.1
 
@@ -121,6 +125,10 @@ class Drawn(NamedTuple):
 # Euler's method adds the noise after the network was asked, which is right as the steps become small.
 CHURN = {"s_churn": 20.0, "s_tmin": 0.05}
 DRAWN = [
+    Drawn("UnCLIPScheduler", {"clip_sample": False}, 250),
+    Drawn("RePaintScheduler", {"clip_sample": False}, 100, {"jump_n_sample": 2}),
+    Drawn("RePaintScheduler", {"clip_sample": False, "eta": 1.0}, 500, {"jump_n_sample": 2}),
+    Drawn("LCMScheduler", {}, 8, jumps=True),
     *(
         Drawn("DDPMScheduler", {"prediction_type": kind, "variance_type": variance, "clip_sample": False}, None)
         for kind, variance in product(("epsilon", "sample", "v_prediction"), ("fixed_small", "fixed_large"))
@@ -155,11 +163,29 @@ def test_samples(case: Drawn) -> None:
     normal = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     first = at_level(normal, *plan.levels[0])
     samples = sampled(scheduler, plan, first, len(plan), seed=1, network=consistent if case.jumps else denoised)
+    assert_like_the_data(samples)
+
+
+def assert_like_the_data(samples: torch.Tensor) -> None:
     assert samples.mean().item() == pytest.approx(MEAN, abs=0.015)
     assert samples.std().item() == pytest.approx(SPREAD, rel=0.03)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_tcd_samples_with_a_network_that_follows_trajectories(eta: float) -> None:
+    scheduler = safelight.TCDScheduler()
+    plan, generator = scheduler.plan(8, eta=eta), torch.Generator().manual_seed(1)
+    x = at_level(torch.randn(20_000, 1, generator=generator), *plan.levels[0])
+    for i, ((alpha, sigma), row) in enumerate(zip(plan.levels, plan.rows, strict=True)):
+        there = row.noised.on_x, row.noised.on_y  # α and σ at the timestep that the network leads to
+        u = (x - alpha * MEAN) / (alpha**2 * SPREAD**2 + sigma**2) ** 0.5
+        x0 = (at_level(u, *there) - there[1] / sigma * x) / (there[0] - there[1] / sigma * alpha)
+        y = scheduler.implied_output(plan, i, x, x0)
+        x = scheduler.advance(plan, i, y, x, None, scheduler.draw_noise(plan, i, x, generator)).sample
+    assert_like_the_data(x)
 
 
 def test_no_scheduler_is_left_out() -> None:
     found = [getattr(safelight, name) for name in safelight.__all__ if name.endswith("Scheduler")]
     names = {cls.__name__ for cls in found if issubclass(cls, Scheduler)}
-    assert names == {case.name for case in (*ORDERED, *DRAWN)}
+    assert names == {"TCDScheduler", *(case.name for case in (*ORDERED, *DRAWN))}
