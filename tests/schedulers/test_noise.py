@@ -49,7 +49,7 @@ def test_sigma_solvers_keep_zero_terminal_snr_finite() -> None:
     ("config", "named"),
     [
         ({"beta_schedule": "scaled_linaer"}, "did you mean 'scaled_linear'"),
-        ({"beta_schedule": "x"}, "valid names: laplace"),
+        ({"beta_schedule": "x"}, "valid names: exp, laplace"),
         ({"beta_start": -0.1}, "beta_start=-0.1"),
         ({"beta_end": 1.5}, "beta_end=1.5"),
         ({"trained_betas": [0.1, 0.2]}, "num_train_timesteps=1000"),

@@ -17,7 +17,8 @@ import torch
 from ..configuration import ConfigMixin, FrozenConfig, check_known, init_parameters
 from ..errors import InputError, check_choice
 from ..randomness import randn_tensor
-from .familiar import FamiliarSurface, SchedulerOutput, shared
+from ..signatures import shared
+from .familiar import FamiliarSurface, SchedulerOutput
 from .noise import make_betas, signal_and_noise
 from .plan import Advance, Grid, Plan
 from .prediction import PREDICTION_TYPES, Reading, limiter, reading, refuse_singular
@@ -47,12 +48,9 @@ class SchedulerMixin(ConfigMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        subfolder: str | None = None,
-        return_unused_kwargs: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None,
+        return_unused_kwargs: bool = False, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Load from `scheduler_config.json` in a folder or repository; `kwargs`: download options, config overrides.
 
         Raises `RepositoryError` where there is no such file and `UnknownArgumentError` for an override that is no
@@ -84,16 +82,11 @@ class SchedulerMixin(ConfigMixin):
 
 
 class Scheduler(FamiliarSurface, SchedulerMixin):
-    """Base of the solvers.
+    """Base of the solvers; nothing of the pure surface changes the object, the familiar one keeps one run on it.
 
-    A subclass has a constructor that calls `_set_up`, `_rows(grid, **options)` and, unless its rows are `plan.Row`s of
-    linear combinations, `_advance(row, y, x, state, noise)`;
-    it lists its run options with their defaults in `options`, those that shape the timetable (arguments of `_grid`) in
-    `timetable_options`, and the custom timetables that it takes in `custom`. One that works on σ instead of training
-    timesteps derives from `sigma.SigmaScheduler`.
-
-    Nothing of the pure surface (`plan`, `initial_state`, `scale_input`, `advance`, `noised`) changes the object, so
-    threads can share one. The familiar surface keeps one run on the object.
+    A subclass has a constructor that calls `_set_up`, `_rows(grid, **options)` and, unless its rows are `plan.Row`s,
+    `_advance(row, y, x, state, noise)`. It lists its run options with their defaults in `options`, those that shape the
+    timetable (arguments of `_grid`) in `timetable_options`, and the custom timetables that it takes in `custom`.
     """
 
     order: ClassVar[int] = 1
@@ -102,10 +95,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
     _reads_noise = False  # whether the solver combines ε instead of x₀
     _memory = 1  # how many outputs a step combines
     # What config entries may be, checked where the class has them.
-    choices: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "prediction_type": PREDICTION_TYPES,
-        "timestep_spacing": SPACINGS,
-    }
+    choices: ClassVar[Mapping[str, Sequence[Any]]] = {"prediction_type": PREDICTION_TYPES, "timestep_spacing": SPACINGS}
     _compatibles: ClassVar[Sequence[str]] = COMPATIBLE_NAMES
     _arguments: ClassVar[tuple[str, ...]] = ()  # of the constructor, and of those of the bases
 
@@ -146,15 +136,10 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
 
     @shared
     def plan(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        device: torch.device | str | None = None,
-        corrected: bool = False,
+        self, num_inference_steps: int | None = None, *, timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None, device: torch.device | str | None = None, corrected: bool = False,
         **options: Any,
-    ) -> Plan:
+    ) -> Plan:  # fmt: skip
         """The timetable of one run: `num_inference_steps`, given `timesteps` or `sigmas`, or every training timestep.
 
         `options` are the solver's own, such as η. `corrected` repairs what is a defect in the reference (each class
@@ -216,14 +201,9 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype or sample.dtype)
 
     def advance(
-        self,
-        plan: Plan,
-        i: int,
-        model_output: torch.Tensor,
-        sample: torch.Tensor,
-        state: Any = None,
+        self, plan: Plan, i: int, model_output: torch.Tensor, sample: torch.Tensor, state: Any = None,
         noise: torch.Tensor | None = None,
-    ) -> Advance:
+    ) -> Advance:  # fmt: skip
         """One step from evaluation `i`, with no side effect and without reading a tensor's value.
 
         `model_output` and `sample` are (B, C, …); `state` is what the step before gave back (None: a run starts here);
@@ -231,8 +211,10 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         Raises `InputError` past the plan's end, for mismatched shapes, and for missing noise.
         """
         row = self._row(plan, i)
-        if not isinstance(model_output, torch.Tensor) or not isinstance(sample, torch.Tensor):
-            self._refuse_type(model_output, sample)
+        for name, value in (("model_output", model_output), ("sample", sample)):
+            if not isinstance(value, torch.Tensor):
+                hint = "; pass its .sample" if hasattr(value, "sample") else ""
+                raise InputError(f"{name} is of type {type(value).__name__}, but a tensor is needed{hint}")
         if model_output.shape != self._output_shape(sample):
             raise InputError(
                 f"model_output has shape {tuple(model_output.shape)}, but for a sample of {tuple(sample.shape)} "
@@ -358,11 +340,6 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         if self._anywhere and isinstance(timestep, int) and 0 <= timestep < len(self):
             return self._assemble(Grid(np.array([timestep]), run.num_inference_steps), dict(run.options))
         return super()._off_timetable(run, timestep)
-
-    def _refuse_type(self, model_output: Any, sample: Any) -> None:
-        name, value = ("model_output", model_output) if isinstance(sample, torch.Tensor) else ("sample", sample)
-        hint = "; pass its .sample" if hasattr(value, "sample") else ""
-        raise InputError(f"{name} is of type {type(value).__name__}, but a tensor is needed{hint}")
 
 
 def _step_count(value: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,29 +12,8 @@ import torch
 from ..configuration import check_known
 from ..errors import InputError
 from ..outputs import Output
+from ..signatures import shared, show
 from .plan import Advance, Plan
-
-
-def _show(cls: type, name: str, positional: Mapping[str, Any], keywords: Mapping[str, Any]) -> None:
-    """Give `cls` its own copy of a shared method, inherited or not, whose signature lists what this class takes."""
-    original = getattr(cls, name, None)
-    if not isinstance(original, types.FunctionType) or not hasattr(original, "_shared"):
-        return
-    own = types.FunctionType(original.__code__, original.__globals__, name, original.__defaults__, original.__closure__)
-    own.__kwdefaults__, own.__doc__, own.__module__ = original.__kwdefaults__, original.__doc__, original.__module__
-    own.__qualname__, own._shared = f"{cls.__name__}.{name}", True  # type: ignore[attr-defined]
-    parameter = inspect.Parameter
-    parameters = [parameter("self", parameter.POSITIONAL_OR_KEYWORD)]
-    parameters += [parameter(key, parameter.POSITIONAL_OR_KEYWORD, default=value) for key, value in positional.items()]
-    parameters += [parameter(key, parameter.KEYWORD_ONLY, default=value) for key, value in keywords.items()]
-    own.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    setattr(cls, name, own)
-
-
-def shared(method: Any) -> Any:
-    """Mark a method whose copies in subclasses show their own signature."""
-    method._shared = True
-    return method
 
 
 @dataclass
@@ -72,23 +50,19 @@ class FamiliarSurface:
         # Scripts and pipelines read signatures to learn what a scheduler takes, so each class shows its own.
         steps, custom = {"num_inference_steps": None}, dict.fromkeys(cls.custom)
         further = {**cls.timetable_options, "corrected": False, **cls.options}
-        _show(cls, "plan", steps, {**custom, "device": None, **further})
-        _show(cls, "set_timesteps", {**steps, "device": None, **custom}, further)
+        show(cls, "plan", steps, {**custom, "device": None, **further})
+        show(cls, "set_timesteps", {**steps, "device": None, **custom}, further)
         tensors = dict.fromkeys(("model_output", "timestep", "sample"), inspect.Parameter.empty)
-        _show(cls, "step", {**tensors, **cls.options, **cls._step_arguments}, {})
+        show(cls, "step", {**tensors, **cls.options, **cls._step_arguments}, {})
 
     def __len__(self) -> int:
         return self.config["num_train_timesteps"]  # type: ignore[attr-defined]
 
     @shared
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        **options: Any,
-    ) -> None:
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         """Begin a new run with the timetable that `plan` makes of these arguments, its `timesteps` on `device`."""
         if num_inference_steps is None and timesteps is None and sigmas is None:
             raise InputError(f"{type(self).__name__}.set_timesteps needs num_inference_steps or a custom timetable")
@@ -153,16 +127,7 @@ class FamiliarSurface:
 
     @shared
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: Any,
-        sample: torch.Tensor,
-        *positional: Any,
-        generator: Any = None,
-        variance_noise: torch.Tensor | None = None,
-        pred_original_sample: torch.Tensor | None = None,
-        return_dict: bool = True,
-        **options: Any,
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *positional: Any, **given: Any
     ) -> Any:
         """One step of the run kept on this object, from `timestep` (one of `timesteps`) to the next.
 
@@ -171,44 +136,30 @@ class FamiliarSurface:
         timetable, `UnknownArgumentError` for an option that the solver lacks.
         """
         if positional:
-            given = dict(zip((*self.options, *self._step_arguments), positional, strict=False))
-            rest = {"generator": generator, "variance_noise": variance_noise, "return_dict": return_dict}
-            rest["pred_original_sample"] = pred_original_sample
-            return self.step(model_output, timestep, sample, **{**rest, **options, **given})
-        run = self._with_options(options) if options else self._run()
+            given |= dict(zip((*self.options, *self._step_arguments), positional, strict=False))
+        extra = {name: given.pop(name, default) for name, default in self._step_arguments.items()}
+        run = self._with_options(given) if given else self._run()
         plan, i = self._locate(run, timestep)
-        if variance_noise is None:
+        generator, noise = extra.get("generator"), extra.get("variance_noise")
+        if noise is None:
             dtype = getattr(model_output, "dtype", None)  # what is no tensor, `advance` refuses
             noise = self.draw_noise(plan, i, sample, generator, dtype)  # type: ignore[attr-defined]
-        else:
-            noise = self._given_noise(variance_noise, generator)
-        fresh = plan is not run or i != self._step_index
-        state = self.initial_state(plan) if fresh else self._state  # type: ignore[attr-defined]
-        if pred_original_sample is not None:
-            state = self._given_original(pred_original_sample, sample)
+        elif generator is not None:
+            raise InputError("generator and variance_noise are both given; give one of them")
+        state = extra.get("pred_original_sample")  # which a solver may be told instead of reading it
+        if state is not None and state.shape != sample.shape:
+            raise InputError(f"pred_original_sample has shape {tuple(state.shape)}, but sample {tuple(sample.shape)}")
+        if state is None and plan is run and i == self._step_index:
+            state = self._state
         result = self.advance(plan, i, model_output, sample, state, noise)  # type: ignore[attr-defined]
         if plan is run:
             self._state, self._step_index = result.state, i + 1
         output = self._outcome(result)
-        return output if return_dict else output.to_tuple()
+        return output if extra["return_dict"] else output.to_tuple()
 
     def _outcome(self, result: Advance) -> Output:
         """What `step` returns of a pure step's result."""
         return SchedulerOutput(result.sample, result.pred_original_sample)
-
-    def _given_original(self, original: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The state that tells a solver x₀."""
-        check_known(f"{type(self).__name__}.step", ["pred_original_sample"], self._step_arguments)
-        if original.shape != sample.shape:
-            shapes = tuple(original.shape), tuple(sample.shape)
-            raise InputError("pred_original_sample has shape {}, but sample {}; they must be equal".format(*shapes))
-        return original
-
-    def _given_noise(self, variance_noise: torch.Tensor, generator: Any) -> torch.Tensor:
-        check_known(f"{type(self).__name__}.step", ["variance_noise"], self._step_arguments)
-        if generator is not None:
-            raise InputError("generator and variance_noise are both given; give one of them")
-        return variance_noise
 
     def _with_options(self, options: Mapping[str, Any]) -> Plan:
         """The run's plan, made again if a script passes `step` other options than before."""
@@ -225,11 +176,9 @@ class FamiliarSurface:
         No value is read where `timestep` is a view of our own `timesteps` (what a loop over them yields): the place in
         memory tells which.
         """
-        expected = self._step_index
-        if expected is None:
-            if self._begin_index is not None:
-                return run, self._begin_index
-            expected = 0
+        if self._step_index is None and self._begin_index is not None:
+            return run, self._begin_index
+        expected, times = self._step_index or 0, self._shown_times(run)
         if isinstance(timestep, torch.Tensor):
             table = self.timesteps
             offset = timestep.data_ptr() - table.data_ptr()
@@ -237,27 +186,22 @@ class FamiliarSurface:
                 return run, offset // table.itemsize
             if timestep.numel() != 1:
                 raise InputError(f"timestep has shape {tuple(timestep.shape)}; step takes one timestep for all rows")
-        times = self._shown_times(run)
-        if isinstance(timestep, torch.Tensor):
-            rounded = timestep.itemsize < run.timesteps.itemsize
-            times = tuple(torch.tensor(times).to(timestep.dtype).tolist()) if rounded else times
+            if timestep.itemsize < run.timesteps.itemsize:
+                times = tuple(torch.tensor(times).to(timestep.dtype).tolist())
             timestep = timestep.item()
         if expected < len(times) and times[expected] == timestep:
             return run, expected
+        name, found = type(self).__name__, [i for i, time in enumerate(times) if time == timestep]
         if isinstance(timestep, int) and isinstance(times[0], float):
-            name = type(self).__name__
             raise InputError(f"timestep is the integer {timestep}, perhaps a loop index; pass one of {name}.timesteps")
-        found = [i for i, time in enumerate(times) if time == timestep]
         # A run that starts where a timestep stands twice starts at the second, whose step goes on to the next one.
         first = found[1:2] if self._step_index is None else [i for i in found if i > expected][:1]
         return (run, [*first, *found][0]) if found else (self._off_timetable(run, timestep), 0)
 
     def _off_timetable(self, run: Plan, timestep: Any) -> Plan:
         """A plan of one step for a timestep that is not in the timetable, for solvers that can; else `InputError`."""
-        raise InputError(
-            f"timestep {timestep} is not in this run's timetable ({run.times[0]} … {run.times[-1]}); pass one of "
-            f"{type(self).__name__}.timesteps"
-        )
+        span, name = f"{run.times[0]} … {run.times[-1]}", type(self).__name__
+        raise InputError(f"timestep {timestep} is not in this run's timetable ({span}); pass one of {name}.timesteps")
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
         """The evaluation at `timestep` (of the run, or of another timetable); the second one where it stands twice."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, InputError
+from ..signatures import shared
 from .base import Grid
-from .familiar import shared
 from .prediction import Mix, reading, training_target
 from .spacing import TIME_SHIFTS, chosen_grid, exponential, shifted, stretched_to, time_shifted
 from .timetable import TimetableScheduler

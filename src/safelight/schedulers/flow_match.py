@@ -8,8 +8,8 @@ import torch
 
 from ..configuration import register_to_config
 from ..errors import InputError
+from ..signatures import shared
 from .base import Advance, Grid, Plan, SchedulerOutput
-from .familiar import shared
 from .flow import FlowScheduler
 from .prediction import Mix
 
