@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import ConfigError, InputError
-from .base import Grid, Scheduler
+from .base import Advance, Grid, Plan, Scheduler
+from .plan import Sum
 from .prediction import Mix, Reading, reading
 from .spacing import chosen_grid, ending_above_zero, shifted, sigma_to_t
 from .timetable import TimetableScheduler
@@ -147,3 +148,45 @@ class LogSNRScheduler(TimetableScheduler):
         ends = settings.get("euler_at_final") or settings.get("final_sigmas_type") == "zero"
         most = 1 if left == 1 and (few or ends) else 2 if left == 2 and few else 3
         return min(most, settings["solver_order"])
+
+
+class CorrectedRow(NamedTuple):
+    """A `Row` with the steps that take the one before again; they combine the newest output as well."""
+
+    x0: Mix
+    eps: Mix
+    steps: tuple[Sum, ...]
+    correct: tuple[Sum, ...]  # by how many outputs there are by then
+    other: Any = None  # a predictor in place of `steps`
+
+
+class CorrectedState(NamedTuple):
+    """The outputs so far, latest first, where the latest step started, and its noise (or its predictor's state)."""
+
+    outputs: tuple[torch.Tensor, ...] = ()
+    start: torch.Tensor | None = None
+    extra: Any = None
+
+
+class CorrectingScheduler(LogSNRScheduler):
+    """Base of the predictor–corrector solvers, whose every evaluation also serves to take the step before again."""
+
+    def initial_state(self, plan: Plan) -> Any:
+        return CorrectedState()
+
+    def _advance(
+        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        x0, output = self._read(row, model_output, sample)
+        outputs = (output, *state.outputs)
+        if state.start is not None and row.correct:
+            correct = row.correct[min(len(outputs), len(row.correct)) - 1]
+            sample = correct(state.start, outputs, state.extra).to(sample.dtype)
+        outputs = outputs[: self._memory]
+        if row.other is not None:
+            predictor, plan, i = row.other
+            previous, extra, _ = predictor.advance(plan, i, model_output, sample, state.extra, noise)
+        else:
+            step, extra = row.steps[min(len(outputs), len(row.steps)) - 1], noise
+            previous = step(sample, outputs, noise).to(model_output.dtype)
+        return Advance(previous, CorrectedState(outputs, sample, extra), x0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,31 +12,17 @@ import torch
 from ..configuration import register_to_config
 from ..errors import ConfigError
 from ..randomness import randn_tensor
-from .base import Advance, Grid, Plan, Scheduler
+from .base import Grid, Plan, Scheduler
 from .deis import polynomial_weights
-from .log_snr import LogSNRScheduler
+from .log_snr import CorrectedRow, CorrectingScheduler
 from .plan import Sum
-from .prediction import Mix
-
-
-class _Row(NamedTuple):
-    x0: Mix
-    eps: Mix
-    predict: tuple[Sum, ...]  # by order, of the outputs so far
-    correct: tuple[Sum, ...]  # by order, of the outputs so far and the start of the step before
-
-
-class _State(NamedTuple):
-    outputs: tuple[torch.Tensor, ...] = ()  # latest first
-    start: torch.Tensor | None = None  # of the latest step, corrected
-    noise: torch.Tensor | None = None  # of the latest step
 
 
 def _middle(t: Any) -> float:
     return 1.0 if 200 <= t <= 800 else 0.0
 
 
-class SASolverScheduler(LogSNRScheduler):
+class SASolverScheduler(CorrectingScheduler):
     """Steps x ← (σ'/σ)·e^(−τ²h)·x + α'·(1 + τ²)·∫ e^((1 + τ²)(λ − λ'))·P(λ) dλ + σ'·√(1 − e^(−2τ²h))·z, h = λ' − λ.
 
     P is a polynomial through the last `predictor_order` x₀ (SA-Predictor). Before each step the one before is taken
@@ -51,7 +37,7 @@ class SASolverScheduler(LogSNRScheduler):
     custom = ()
     timetable_options: ClassVar = {}
     choices: ClassVar = {
-        **LogSNRScheduler.choices,
+        **CorrectingScheduler.choices,
         "algorithm_type": ("data_prediction", "noise_prediction"),
         "predictor_order": range(1, 7),
         "corrector_order": range(7),
@@ -89,7 +75,7 @@ class SASolverScheduler(LogSNRScheduler):
                 raise ConfigError(f"tau_func gives {tau} at timestep {time}; a finite number of at least 0 is needed")
         return np.array(taus)
 
-    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
+    def _rows(self, grid: Grid) -> tuple[list[CorrectedRow], list[bool]]:
         settings, count, taus = self._settings, len(grid.times), self._taus(grid)
         predictor, corrector = settings["predictor_order"], settings["corrector_order"]
         sums = self._sums(grid, taus, predictor, 0), self._sums(grid, taus, corrector, 1)
@@ -98,7 +84,7 @@ class SASolverScheduler(LogSNRScheduler):
             left = count - i if settings["lower_order_final"] else count
             predict = [of[i] for of in sums[0][: min(left, i + 1)]]
             correct = [of[i - 1] for of in sums[1][: min(left + 2, i + 1)]] if i else []
-            rows.append(_Row(*one, tuple(predict), tuple(correct)))
+            rows.append(CorrectedRow(*one, tuple(predict), tuple(correct)))
         return rows, (taus > 0).tolist()
 
     def _sums(self, grid: Grid, taus: np.ndarray, most: int, ahead: int) -> list[list[Sum]]:
@@ -120,9 +106,6 @@ class SASolverScheduler(LogSNRScheduler):
             orders.append([Sum(*step) for step in steps])
         return orders
 
-    def initial_state(self, plan: Plan) -> Any:
-        return _State()
-
     def draw_noise(
         self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
@@ -139,15 +122,3 @@ class SASolverScheduler(LogSNRScheduler):
         if corrected and self._flow:
             return super().add_noise(original_samples, noise, timesteps, corrected)
         return Scheduler.add_noise(self, original_samples, noise, timesteps, corrected)
-
-    def _advance(
-        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
-    ) -> Advance:
-        x0, output = self._read(row, model_output, sample)
-        outputs = (output, *state.outputs)
-        if state.start is not None and row.correct:
-            correct = row.correct[min(len(outputs), len(row.correct)) - 1]
-            sample = correct(state.start, outputs, state.noise).to(sample.dtype)
-        outputs = outputs[: self._memory]
-        predict = row.predict[min(len(outputs), len(row.predict)) - 1]
-        return Advance(predict(sample, outputs, noise).to(model_output.dtype), _State(outputs, sample, noise), x0)

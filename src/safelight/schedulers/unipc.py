@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from ..configuration import register_to_config
 from ..errors import ConfigError, InputError
-from .base import Advance, Grid, Plan, Scheduler
-from .log_snr import LogSNRScheduler
+from .base import Grid, Scheduler
+from .log_snr import CorrectedRow, CorrectingScheduler
 from .plan import Sum
-from .prediction import Mix
 from .spacing import TIME_SHIFTS, chosen_grid, karras, shifted, stretched_to, time_shifted
 
 
-class _Row(NamedTuple):
-    x0: Mix
-    eps: Mix
-    predict: tuple[Sum, ...]  # by order, of the outputs so far
-    correct: tuple[Sum, ...]  # by order, of the outputs so far and the start of the step before
-    other: tuple[Scheduler, Plan, int] | None  # the predictor in place of ours, its plan and where it stands
-
-
-class _State(NamedTuple):
-    outputs: tuple[torch.Tensor, ...] = ()  # latest first
-    start: torch.Tensor | None = None  # of the latest step, corrected
-    order: int = 0  # of the latest step
-    other: Any = None  # state of the predictor in place of ours
-
-
-class UniPCMultistepScheduler(LogSNRScheduler):
+class UniPCMultistepScheduler(CorrectingScheduler):
     """Steps x ← (σ'/σ)·x − α'·(e^−h − 1)·m − α'·B(h)·Σ ρₖ·(mₖ − m)/rₖ over the last outputs m, mₖ (eq. 3 and 8).
 
     Before each step the one before is taken again with the new output among the mₖ (the corrector), but after those in
@@ -44,7 +27,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
 
     custom = ("sigmas",)
     choices: ClassVar = {
-        **LogSNRScheduler.choices,
+        **CorrectingScheduler.choices,
         "time_shift_type": TIME_SHIFTS,
         "solver_type": ("bh1", "bh2"),
         "solver_order": range(1, 7),
@@ -110,18 +93,20 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             sigmas = stretched_to(sigmas, settings["shift_terminal"])
         return np.minimum(sigmas, 1 - 1e-6)  # at 1 there is no signal, and λ is infinite
 
-    def _rows(self, grid: Grid) -> tuple[list[_Row], list[bool]]:
+    def _rows(self, grid: Grid) -> tuple[list[CorrectedRow], list[bool]]:
         settings, count = self._settings, len(grid.times)
         predict, correct = self._sums(grid)
         predictor = settings["solver_p"]
         plan = predictor and predictor.plan(count)
         if plan and plan.times != tuple(grid.times.tolist()):
             raise InputError(f"solver_p has the timetable {plan.times}, but this run's is {tuple(grid.times.tolist())}")
+        left = range(count, 0, -1) if settings["lower_order_final"] else [settings["solver_order"]] * count
         rows = []
         for i, one in enumerate(self._readings(grid)):
-            most = min(settings["solver_order"], count - i if settings["lower_order_final"] else i + 1)
-            again = correct[i - 1] if i > 0 and i - 1 not in settings["disable_corrector"] else ()
-            rows.append(_Row(one.x0, one.eps, predict[i][:most], again, plan and (predictor, plan, i)))
+            again = correct[i - 1][: left[i - 1]] if i > 0 and i - 1 not in settings["disable_corrector"] else ()
+            # By order, each with one output more than its order; there is none for the newest alone.
+            again = (*again[:1], *again)
+            rows.append(CorrectedRow(*one, predict[i][: left[i]], again, plan and (predictor, plan, i)))
         return rows, [False] * count
 
     def _sums(self, grid: Grid) -> tuple[list[tuple[Sum, ...]], list[tuple[Sum, ...]]]:
@@ -161,21 +146,3 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         weights = -b * rho / r
         first = -growth - weights.sum()
         return np.array([weights[-1], first, *weights[:-1]] if corrects else [first, *weights])
-
-    def initial_state(self, plan: Plan) -> Any:
-        return _State()
-
-    def _advance(
-        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
-    ) -> Advance:
-        x0, output = self._read(row, model_output, sample)
-        if state.start is not None and row.correct:
-            sample = row.correct[state.order - 1](state.start, (output, *state.outputs)).to(sample.dtype)
-        outputs = (output, *state.outputs)[: self._memory]
-        order, other = min(len(outputs), len(row.predict)), None
-        if row.other is not None:
-            predictor, plan, i = row.other
-            previous, other, _ = predictor.advance(plan, i, model_output, sample, state.other, noise)
-        else:
-            previous = row.predict[order - 1](sample, outputs).to(model_output.dtype)
-        return Advance(previous, _State(outputs, sample, order, other), x0)
