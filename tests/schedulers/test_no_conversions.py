@@ -33,7 +33,7 @@ READS: dict[str, Callable[[], Any]] = {
     "tolist": X.tolist,
     "numpy": X.numpy,
     "numpy's asarray": lambda: np.asarray(X),
-    "numpy's function": lambda: np.sqrt(X),
+    "numpy's function": lambda: np.linalg.norm(X),
     "dlpack": lambda: np.from_dlpack(X),
     "cpu": X.cpu,
     "format": lambda: f"{ONE:.2f}",
