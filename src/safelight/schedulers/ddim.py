@@ -121,7 +121,7 @@ class DDIMInverseScheduler(DDIMSteps):
     def _starts(self, grid: Grid) -> torch.Tensor:
         """ᾱ where each step starts."""
         stride = len(self) // grid.steps
-        starts = np.append(grid.times[0] - stride, grid.times[:-1]) if grid.corrected else grid.times - stride
+        starts = np.append(-1, grid.times[:-1]) if grid.corrected else grid.times - stride
         return self._cumulative(starts, self.initial_alpha_cumprod)
 
     def _levels(self, grid: Grid) -> list[tuple[float, float]]:

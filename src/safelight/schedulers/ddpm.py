@@ -9,10 +9,10 @@ import torch
 
 from ..configuration import register_to_config
 from ..errors import InputError, check_choice
-from .base import LEARNED_VARIANCES, Advance, Grid, Scheduler, SchedulerOutput
+from .base import LEARNED_VARIANCES, Advance, Grid, Plan, Scheduler, SchedulerOutput
 from .prediction import PREDICTION_TYPES, Mix
 
-DDPMSchedulerOutput = SchedulerOutput
+DDPMSchedulerOutput = UnCLIPSchedulerOutput = SchedulerOutput
 
 _FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 
@@ -25,34 +25,10 @@ class _Row(NamedTuple):
     log_high: float
 
 
-class DDPMScheduler(Scheduler):
-    """Steps x ← √ᾱ'·β/(1 − ᾱ)·x₀ + √α·(1 − ᾱ')/(1 − ᾱ)·x + s·z (eq. 7), where α = ᾱ/ᾱ' and β = 1 − α.
+class AncestralSteps(Scheduler):
+    """Base of the solvers that step x ← √ᾱ'·β/(1 − ᾱ)·x₀ + √α·(1 − ᾱ')/(1 − ᾱ)·x + s·z."""
 
-    `variance_type`: s² is (1 − ᾱ')/(1 − ᾱ)·β for "fixed_small" and β for "fixed_large" (sec. 3.2; their "_log" twins
-    mean the same). The network gives it as a second half of channels for "learned"; for "learned_range" that half, from
-    −1 to 1, is the place between the two in log s² (Nichol & Dhariwal 2021, eq. 15). Noise is added at every t > 0. In
-    a timetable that ends above t = 0 that includes the last step, which then returns a noisy picture for all but
-    "fixed_small"; `corrected` adds none there.
-    """
-
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, variance_type: str | None = "fixed_small",
-        clip_sample: bool = True, prediction_type: str = "epsilon", thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0, sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
-        # Configs that come from solvers without a variance of their own say None.
-        self.variance_type = "fixed_small" if variance_type is None else variance_type
-        check_choice("variance_type", self.variance_type, (*_FIXED, *LEARNED_VARIANCES))
-        self._set_up()
-        self.one = torch.tensor(1.0)
-
-    @property
-    def custom_timesteps(self) -> bool:
-        """Whether the run's timesteps were given by the caller."""
-        return self._active is not None and self._active.grid.exact and not self._active.grid.corrected
+    variance_type: str
 
     def _ends(self, grid: Grid) -> np.ndarray:
         """The timesteps that the steps lead to; −1 is the end."""
@@ -105,11 +81,42 @@ class DDPMScheduler(Scheduler):
         return torch.exp(0.5 * (share * row.log_high + (1 - share) * row.log_low))
 
 
-class UnCLIPScheduler(DDPMScheduler):
+class DDPMScheduler(AncestralSteps):
+    """Steps x ← √ᾱ'·β/(1 − ᾱ)·x₀ + √α·(1 − ᾱ')/(1 − ᾱ)·x + s·z (eq. 7), where α = ᾱ/ᾱ' and β = 1 − α.
+
+    `variance_type`: s² is (1 − ᾱ')/(1 − ᾱ)·β for "fixed_small" and β for "fixed_large" (sec. 3.2; their "_log" twins
+    mean the same). The network gives it as a second half of channels for "learned"; for "learned_range" that half, from
+    −1 to 1, is the place between the two in log s² (Nichol & Dhariwal 2021, eq. 15). Noise is added at every t > 0. In
+    a timetable that ends above t = 0 that includes the last step, which then returns a noisy picture for all but
+    "fixed_small"; `corrected` adds none there.
+    """
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, variance_type: str | None = "fixed_small",
+        clip_sample: bool = True, prediction_type: str = "epsilon", thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0, sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+    ):  # fmt: skip
+        # Configs that come from solvers without a variance of their own say None.
+        self.variance_type = "fixed_small" if variance_type is None else variance_type
+        check_choice("variance_type", self.variance_type, (*_FIXED, *LEARNED_VARIANCES))
+        self._set_up()
+        self.one = torch.tensor(1.0)
+
+    @property
+    def custom_timesteps(self) -> bool:
+        """Whether the run's timesteps were given by the caller."""
+        return self._active is not None and self._active.grid.exact and not self._active.grid.corrected
+
+
+class UnCLIPScheduler(AncestralSteps):
     """DDPM's steps on the timetable of unCLIP (Ramesh et al. 2022, arXiv:2204.06125), which ends at t = 0.
 
-    A step goes to the `prev_timestep` that `step` is given, one of `timesteps`, and else to t − 1, as in the reference.
-    Run option: `along`, whether all of them go to the next entry of the timetable, as in a plan.
+    A plan goes along the timetable. A step goes to the `prev_timestep` that `step` is given, and without it to t − 1,
+    as in the reference, wherever the timetable goes on; with `corrected` it goes along the timetable. Run option:
+    `along` False, a plan of steps to t − 1.
     """
 
     options: ClassVar = {"along": True}
@@ -121,6 +128,7 @@ class UnCLIPScheduler(DDPMScheduler):
     }
     custom = ()
     _compatibles = ()
+    _anywhere = True
 
     @register_to_config
     def __init__(
@@ -148,12 +156,26 @@ class UnCLIPScheduler(DDPMScheduler):
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, prev_timestep: Any = None,
         generator: Any = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
-        """One step of the run, from `timestep` to `prev_timestep`, the next of `timesteps`, or to t − 1 without it."""
-        run = self._run()
-        i = self._locate(run, timestep)[1]
-        if prev_timestep is not None and self._locate(run, prev_timestep)[1] != i + 1:
-            raise InputError(f"prev_timestep is {prev_timestep}, which does not follow timestep {timestep} in the run")
-        last = i + 1 == len(run)  # goes to −1 in any case
-        options = {"along": run.options["along"] if last else prev_timestep is not None}
-        own = self.timesteps[i]  # where it stands in memory tells which it is, so nothing is read again
-        return super().step(model_output, own, sample, generator=generator, return_dict=return_dict, **options)
+        """One step from `timestep` to `prev_timestep`, or to t − 1 without it."""
+        plan, i = self._locate(self._run(), timestep)
+        if plan is self._active:
+            timestep = self.timesteps[i]  # where it stands in memory tells which it is, so nothing is read again
+        t, following = plan.times[i], plan.times[i + 1] if i + 1 < len(plan) else -1
+        end = following if plan.grid.corrected else t - 1
+        if prev_timestep is not None:
+            end = self._end(plan, prev_timestep)
+            if end >= t:
+                raise InputError(f"prev_timestep is {end}; a number below timestep {t} is needed")
+        if end not in (following, t - 1):
+            detour = self._assemble(Grid(np.array([t, end]), plan.num_inference_steps), dict(self.options))
+            return self.at(detour, 0).step(model_output, t, sample, end, generator, return_dict)
+        # Where both are the same step, the run's plan can stay.
+        along = plan.options["along"] if following == t - 1 else end == following
+        return super().step(model_output, timestep, sample, generator=generator, return_dict=return_dict, along=along)
+
+    def _end(self, plan: Plan, prev_timestep: Any) -> Any:
+        """`prev_timestep` as a number, −1 for the end."""
+        if isinstance(prev_timestep, int) and prev_timestep < 0:
+            return -1
+        there, i = self._locate(plan, prev_timestep)
+        return there.times[i]

@@ -120,7 +120,7 @@ class RePaintScheduler(DDIMSteps):
         ]
         known = map(Mix, (there**0.5).tolist(), ((1 - there) ** 0.5).tolist())
         steps = self._steps(readings, here, there, self.config["eta"])
-        rows = [_Row(step.x0, step, *rest) for step, *rest in zip(steps, known, backs, strict=True)]
+        rows = [_Row(step.x0, step, keep, back) for step, keep, back in zip(steps, known, backs, strict=True)]
         return rows, [True] * len(rows)
 
     def _climb(self, grid: Grid, time: int, strides: int) -> _Climb:
