@@ -32,7 +32,11 @@ LABELS = ("Sneaker", "Coat", "Bag")
 SEED, ZOOM, MARGIN, TEXT = 7, 2, 6, 250
 # What a plan needs beyond the number of steps.
 PLANS: dict[str, dict[str, Any]] = {"SCMScheduler": {"intermediate_timesteps": None}}
-SETTINGS: dict[str, dict[str, Any]] = {"UnCLIPScheduler": {"prediction_type": "sample"}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "UnCLIPScheduler": {"prediction_type": "sample"},
+    "TCDScheduler": {"clip_sample": False},
+    "CMStochasticIterativeScheduler": {"num_train_timesteps": 50},
+}
 INVERSE = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
 
 
@@ -56,11 +60,12 @@ class Denoiser:
 
 
 def build(name: str, pipe: DiffusionPipeline) -> Any:
-    """The scheduler, with the model's betas where it has any."""
+    """The scheduler, with the model's betas where it has any, and Karras' sigmas where it knows them."""
     cls = getattr(safelight, name)
-    if "beta_schedule" not in inspect.signature(cls).parameters:
-        return cls(**SETTINGS.get(name, {}))
-    return cls.from_config(pipe.scheduler.config, **SETTINGS.get(name, {}))
+    accepted, settings = inspect.signature(cls).parameters, dict(SETTINGS.get(name, {}))
+    if "use_karras_sigmas" in accepted:
+        settings["use_karras_sigmas"] = True
+    return cls.from_config(pipe.scheduler.config, **settings) if "beta_schedule" in accepted else cls(**settings)
 
 
 def run(scheduler: Any, plan: Any, denoiser: Denoiser, x: torch.Tensor, state: Any = None) -> torch.Tensor:
