@@ -7,7 +7,9 @@ and `except ValueError` work. A message names the culprit, shows the value and s
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
 
 
 class SafelightError(Exception):
@@ -64,3 +66,15 @@ def check_choice(what: str, value: object, valid: Iterable[str], error: type[Saf
     choices = list(valid)
     if value not in choices:
         raise error(f"{what} is {value!r}; {nearest(str(value), choices)}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is a positive, finite number."""
+    if not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; a positive number is needed")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; a positive integer is needed")

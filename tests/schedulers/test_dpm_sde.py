@@ -10,7 +10,7 @@ import torch
 
 from safelight import DPMSolverSDEScheduler
 from safelight.errors import InputError
-from safelight.schedulers import brownian
+from safelight import brownian
 from safelight.schedulers.dpm_sde import _State
 
 from ..helpers.sampling import familiar_run, network, pure_run, start

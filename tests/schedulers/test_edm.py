@@ -80,15 +80,14 @@ def test_timetables_that_cannot_be(solver: Any) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @each
 def test_a_network_that_knows_the_image_gives_it(solver: Any, prediction: str) -> None:
-    """The training target, which `get_velocity` gives, means the image at every noise level."""
     scheduler = solver(prediction_type=prediction, sigma_data=0.7)
-    scheduler.set_timesteps(9)
+    plan = scheduler.plan(9)
     clean, noise = (torch.randn(SHAPE, generator=_seeded(seed)).double() for seed in (1, 2))
-    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        noisy = scheduler.add_noise(clean, noise, t.expand(2))
-        target = scheduler.get_velocity(clean, noise, t.expand(2))
-        torch.testing.assert_close(scheduler.precondition_outputs(noisy, target, sigma.double()), clean)
-        torch.testing.assert_close(noisy, clean + sigma * noise)
+    for i, sigma in enumerate(plan.sigmas[:-1]):
+        noisy = clean + sigma * noise
+        torch.testing.assert_close(scheduler.noised(plan, i, clean, noise), noisy)
+        output = scheduler.implied_output(plan, i, noisy, clean)
+        torch.testing.assert_close(scheduler.precondition_outputs(noisy, output, sigma), clean)
 
 
 def test_a_known_original_is_the_state() -> None:

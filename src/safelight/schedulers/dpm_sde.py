@@ -11,7 +11,7 @@ import torch
 from ..configuration import register_to_config
 from ..errors import InputError
 from .base import Advance, Grid, Plan, SchedulerOutput
-from .brownian import check_noise_seed, tree_of
+from ..brownian import check_noise_seed, tree_of
 from .prediction import Mix
 from .sigma import TwoEvaluationScheduler
 
@@ -110,7 +110,7 @@ class DPMSolverSDEScheduler(TwoEvaluationScheduler):
         assert sigmas is not None
         seed = seed if isinstance(seed, int) else tuple(seed)
         ends = float(sigmas[sigmas > 0].min()), float(sigmas.max())
-        tree = tree_of(plan, *ends, sample.shape, seed, dtype or sample.dtype, sample.device)
+        tree = tree_of(plan, *ends, sample, seed, dtype or sample.dtype)
         return tree.normalised(*plan.rows[i].span)
 
     def _advance(

@@ -1,45 +1,34 @@
-"""Networks behind the preconditioning of EDM, and their noise levels (Karras et al. 2022, arXiv:2206.00364)."""
+"""Solvers for EDM's networks (Karras et al. 2022, arXiv:2206.00364): Euler, DPM-Solver++, and that of Stable Audio."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from ..errors import ConfigError
-from .base import Grid, Plan
-from .prediction import Mix, Reading, reading
-from .spacing import karras
+from ..brownian import tree_of
+from ..configuration import register_to_config
+from ..errors import ConfigError, InputError, check_count, check_positive
+from .base import Grid, Plan, SchedulerOutput
+from .dpm import FOREIGN
+from .dpm_multistep import MultistepScheduler
+from .euler import ChurnedEuler
+from .plan import Row
+from .prediction import Mix, Reading
+from .spacing import descending, karras
 from .timetable import TimetableScheduler
 
-
-class Preconditioning(NamedTuple):
-    """The factors in x₀ = skip·x + out·F(scale·x), where F is the network (table 1); floats or tensors."""
-
-    skip: Any
-    out: Any
-    scale: Any
-
-
-def preconditioning(prediction_type: str, sigma: Any, sigma_data: float) -> Preconditioning:
-    """The factors at `sigma` (a float or a tensor) for data with standard deviation `sigma_data`.
-
-    Of scale·x = α·x₀/σ_data + √(1 − α²)·ε, a "v_prediction" network gives v; an "epsilon" one, in this family, −v.
-    """
-    total = sigma**2 + sigma_data**2
-    scale = 1 / total**0.5
-    out = sigma * sigma_data * scale
-    return Preconditioning(sigma_data**2 / total, -out if prediction_type == "v_prediction" else out, scale)
+EDMEulerSchedulerOutput = SchedulerOutput
 
 
 class EDMScheduler(TimetableScheduler):
-    """Base of the solvers for EDM's networks: x = x₀ + σ·ε, and the network sees x/√(σ² + σ_data²) and `_told(σ)`.
+    """Base: x = x₀ + σ·ε, x₀ = skip·x + out·F(scale·x, `_told(σ)`) for the network F, with table 1's factors.
 
     A run's σ fall from `sigma_max` to `sigma_min`, evenly in σ^(1/ρ) (`sigma_schedule="karras"`, `rho`) or in log σ
-    ("exponential"), and then to 0 (`final_sigmas_type="zero"`) or not at all ("sigma_min"). In the reference an
-    exponential run of a single step starts at `sigma_min`; `corrected` starts it at `sigma_max`.
+    ("exponential"), and then to 0 (`final_sigmas_type="zero"`) or not at all ("sigma_min").
     """
 
     custom: ClassVar[tuple[str, ...]] = ()
@@ -57,48 +46,33 @@ class EDMScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        settings = self._settings
-        low, high, data, rho, train = (
-            settings[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho", "num_train_timesteps")
-        )
+        low, high = self.config["sigma_min"], self.config["sigma_max"]
         if not 0 < low < high < math.inf:
             raise ConfigError(f"sigma_min is {low!r} and sigma_max {high!r}; 0 < sigma_min < sigma_max is needed")
-        for name, value in (("sigma_data", data), ("rho", rho)):
-            if not 0 < value < math.inf:
-                raise ConfigError(f"{name} is {value!r}; a positive number is needed")
-        if isinstance(train, bool) or not isinstance(train, int) or train < 1:
-            raise ConfigError(f"num_train_timesteps is {train!r}; a positive integer is needed")
-
-    # the timetable
+        check_positive("sigma_data", self.config["sigma_data"])
+        check_positive("rho", self.config["rho"])
+        check_count("num_train_timesteps", self.config["num_train_timesteps"])
 
     def _training_grid(self, corrected: bool) -> Grid:
-        return self._told_at(self._spaced(self._places(len(self)), corrected), 0.0, corrected)
+        return self._spaced(torch.linspace(0, 1, len(self), dtype=self._precision), corrected, "zero")
 
     def _grid(self, steps: int, corrected: bool) -> Grid:
-        return self._final(self._spaced(self._places(steps), corrected), corrected)
+        return self._spaced(torch.linspace(0, 1, steps, dtype=self._precision), corrected)
 
-    def _places(self, count: int) -> torch.Tensor:
-        """Even places in the grid, from that of `sigma_max`, 0, to that of `sigma_min`, 1."""
-        return torch.linspace(0, 1, count, dtype=self._precision)
-
-    def _spaced(self, places: torch.Tensor, corrected: bool) -> np.ndarray:
+    def _spaced(self, places: torch.Tensor, corrected: bool, final: str | None = None) -> Grid:
+        """The grid with the σ at `places`, from that of `sigma_max`, 0, to that of `sigma_min`, 1."""
         # As tensors and in the reference's order of operations: Brownian noise depends on the last digit of σ.
         low, high = self.config["sigma_min"], self.config["sigma_max"]
         if self.config["sigma_schedule"] == "karras":
             sigmas = karras(low, high, places, self.config["rho"])
-        elif corrected:
-            sigmas = high * (low / high) ** places
         else:
             sigmas = torch.linspace(math.log(low), math.log(high), len(places)).exp().flip(0)
-        return sigmas.float().numpy()
+        return self._ending(sigmas.float(), corrected, final)
 
-    def _final(self, sigmas: np.ndarray, corrected: bool) -> Grid:
-        """The grid with these σ and the final one that the config asks for."""
-        return self._told_at(sigmas, 0.0 if self.config["final_sigmas_type"] == "zero" else sigmas[-1], corrected)
-
-    def _told_at(self, sigmas: np.ndarray, final: float, corrected: bool) -> Grid:
-        times = self.precondition_noise(torch.from_numpy(sigmas)).numpy()
-        return Grid(times, len(sigmas), np.append(sigmas, np.float32(final)), corrected=corrected)
+    def _ending(self, sigmas: torch.Tensor, corrected: bool, final: str | None = None) -> Grid:
+        """The grid with these σ, and the final one that `final`, else the config, asks for."""
+        last = sigmas[-1:] * ((final or self.config["final_sigmas_type"]) == "sigma_min")
+        return Grid(self._told(sigmas).numpy(), len(sigmas), torch.cat([sigmas, last]).numpy(), corrected=corrected)
 
     def _first_sigma(self, grid: Grid) -> float:
         return (self.config["sigma_max"] ** 2 + 1) ** 0.5
@@ -106,15 +80,20 @@ class EDMScheduler(TimetableScheduler):
     def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
         return sigma**0, sigma  # ones, of the kind that `sigma` is
 
-    # the network
+    def _told(self, sigma: torch.Tensor) -> torch.Tensor:
+        return 0.25 * sigma.log()
 
-    def _preconditioning(self, sigma: Any) -> Preconditioning:
-        return preconditioning(self.config["prediction_type"], sigma, self.config["sigma_data"])
+    def _factors(self, sigma: Any) -> tuple[Any, Any, Any]:
+        """skip, out and scale at `sigma` (a float or a tensor).
+
+        Of scale·x = α·x₀/σ_data + √(1 − α²)·ε, "v_prediction" is v; "epsilon", in this family, −v.
+        """
+        data, sign = self.config["sigma_data"], -1 if self.config["prediction_type"] == "v_prediction" else 1
+        total = sigma**2 + data**2
+        return data**2 / total, sign * sigma * data / total**0.5, 1 / total**0.5
 
     def _reading(self, sigma: float) -> Reading:
-        """How x₀ follows from x and the network's output, and ε from x and x₀."""
-        skip, out, _ = self._preconditioning(sigma)
-        return Reading(Mix(skip, out), reading("sample", 1.0, sigma).eps)
+        return Reading(Mix(*self._factors(sigma)[:2]), Mix(1.0, -1.0, sigma))
 
     def _readings(self, grid: Grid) -> list[Reading]:
         return [self._reading(sigma) for _, sigma in self._levels(grid)]
@@ -126,7 +105,7 @@ class EDMScheduler(TimetableScheduler):
 
     def precondition_inputs(self, sample: torch.Tensor, sigma: Any) -> torch.Tensor:
         """What the network sees of `sample` at `sigma` (a number, or a tensor that broadcasts against it)."""
-        return sample * self._preconditioning(sigma).scale
+        return sample * self._factors(sigma)[2]
 
     def precondition_noise(self, sigma: Any) -> torch.Tensor:
         """What the network is told of `sigma` (a number, or a tensor)."""
@@ -134,16 +113,108 @@ class EDMScheduler(TimetableScheduler):
 
     def precondition_outputs(self, sample: torch.Tensor, model_output: torch.Tensor, sigma: Any) -> torch.Tensor:
         """The x₀ that `model_output` means for `sample` at `sigma` (a number, or a tensor that broadcasts)."""
-        skip, out, _ = self._preconditioning(sigma)
+        skip, out, _ = self._factors(sigma)
         return skip * sample + out * model_output
 
-    def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
-    ) -> torch.Tensor:
-        """The training target at `timesteps` (B,) of the run's timetable: the output that means x₀ = `sample`."""
-        sigma = self.sigmas[self._indices(timesteps)].to(sample).reshape(-1, *[1] * (sample.ndim - 1))
-        skip, out, scale = self._preconditioning(sigma)
-        return ((sigma * scale) ** 2 * sample - skip * sigma * noise) / out
+
+class EDMEulerScheduler(ChurnedEuler, EDMScheduler):
+    """Steps x ← x + (σ' − σ)·(x − x₀)/σ, after raising σ to σ̂ = (1 + γ)·σ by fresh noise where churn is on.
+
+    Run options as of `EulerDiscreteScheduler`. `step` also takes `pred_original_sample`: x₀, where a script knows it
+    better than the network does; `advance` takes it as the state. Custom `sigmas` that fall are the σ of the
+    evaluations. Ones that rise, in [0, 1], are places in the grid from `sigma_max` to `sigma_min`, as which the
+    reference reads all (to NaN where they are none); with the exponential schedule only their number counts.
+    """
+
+    custom = ("sigmas",)
+    _step_arguments: ClassVar = {"generator": None, "return_dict": True, "pred_original_sample": None}
+    _precision = torch.float64
+
+    @register_to_config
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        sigma_schedule: str = "karras", num_train_timesteps: int = 1000, prediction_type: str = "epsilon",
+        rho: float = 7.0, final_sigmas_type: str = "zero",
+    ):  # fmt: skip
+        self._set_up()
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        return self._spaced(torch.arange(len(self) + 1, dtype=self._precision) / len(self), corrected)
+
+    @staticmethod
+    def _given_values(name: str, values: Sequence[float]) -> np.ndarray:
+        rising = hasattr(values, "__len__") and len(values) > 1 and values[0] < values[1]
+        return descending(name, list(values)[::-1])[::-1].copy() if rising else descending(name, values)
+
+    def _custom_grid(self, corrected: bool, sigmas: np.ndarray) -> Grid:
+        first, last = sigmas[[0, -1]].tolist()
+        if first < 0 or (last <= 0 if first >= last else last > 1):
+            raise InputError(f"sigmas are {sigmas.tolist()}; falling σ > 0, or rising places in [0, 1], are needed")
+        given = torch.from_numpy(sigmas)
+        return self._spaced(given, corrected) if first < last else self._ending(given.float(), corrected)
+
+
+class EDMDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type: ignore[misc]  # has no `mu`
+    """The steps of `DPMSolverMultistepScheduler` with α = 1: x ← (σ'/σ)·x + (1 − σ'/σ)·D, D extrapolated from x₀.
+
+    Options as there; `algorithm_type` is "dpmsolver++" or "sde-dpmsolver++", which has no third order.
+    """
+
+    choices: ClassVar = {
+        **MultistepScheduler.choices,
+        **EDMScheduler.choices,
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    }
+    _without_third_order = ("sde-dpmsolver++",)
+
+    @register_to_config
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        sigma_schedule: str = "karras", num_train_timesteps: int = 1000, prediction_type: str = "epsilon",
+        rho: float = 7.0, solver_order: int = 2, thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
+        lower_order_final: bool = True, euler_at_final: bool = False, final_sigmas_type: str = "zero",
+    ):  # fmt: skip
+        self._set_up()
+
+
+class CosineDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type: ignore[misc]  # has no `mu`
+    """x ← (σ'/σ)·e^−h·x + (1 − e^−2h)·D + σ'·√(1 − e^−2h)·z with h = log(σ/σ'), D extrapolated from the last x₀.
+
+    Stable Audio's (arXiv:2404.10301): the network is told 2/π·atan(σ). Options as of `DPMSolverMultistepScheduler`, for
+    orders 1 and 2. The z are increments of a Brownian motion over [σ', σ], divided by √(σ − σ'). Its seed is the one
+    that `generator`, or each of a list, began with: how far that has gone makes no difference, and runs of more steps
+    follow the same noise. Without a generator, z are numbers of the same law.
+    """
+
+    choices: ClassVar = {**MultistepScheduler.choices, **EDMScheduler.choices, "solver_order": (1, 2)}
+    foreign: ClassVar = {"solver_type": FOREIGN["solver_type"]}
+    _algorithm = "sde-dpmsolver++"
+
+    @register_to_config
+    def __init__(
+        self, sigma_min: float = 0.3, sigma_max: float = 500, sigma_data: float = 1.0,
+        sigma_schedule: str = "exponential", num_train_timesteps: int = 1000, solver_order: int = 2,
+        prediction_type: str = "v_prediction", rho: float = 7.0, solver_type: str = "midpoint",
+        lower_order_final: bool = True, euler_at_final: bool = False, final_sigmas_type: str | None = "zero",
+    ):  # fmt: skip
+        self._set_up()
 
     def _told(self, sigma: torch.Tensor) -> torch.Tensor:
-        return 0.25 * sigma.log()
+        return sigma.atan() / math.pi * 2
+
+    def _rows(self, grid: Grid) -> tuple[list[Row], list[bool]]:
+        rows, _ = super()._rows(grid)
+        return rows, [row.steps[0].on_noise > 0 for row in rows]
+
+    def draw_noise(
+        self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor | None:
+        """The `noise` of evaluation `i`: of the Brownian motion that `generator`, or each of a list, began with."""
+        if generator is None or not plan.needs_noise[i]:
+            return super().draw_noise(plan, i, sample, generator, dtype)
+        several = isinstance(generator, (list, tuple))
+        seed = tuple(one.initial_seed() for one in generator) if several else generator.initial_seed()
+        low, high = float(self.config["sigma_min"]), float(self.config["sigma_max"])
+        assert plan.sigmas is not None
+        return tree_of(plan, low, high, sample, seed, dtype or sample.dtype).normalised(*plan.sigmas[i : i + 2])

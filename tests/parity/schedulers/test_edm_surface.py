@@ -213,23 +213,11 @@ def test_custom_sigmas_that_fall_are_the_sigmas(schedule: str) -> None:
     assert torch.equal(familiar_run(ours).samples, whole)
 
 
-def test_the_exponential_schedule_heeds_places_when_corrected() -> None:
+def test_the_exponential_schedule_heeds_only_the_number_of_places() -> None:
     ours, theirs = _both(EULER, sigma_schedule="exponential")
-    places = torch.tensor([0.0, 0.5, 0.6, 1.0])
-    theirs.set_timesteps(sigmas=places)
-    ours.set_timesteps(sigmas=places)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(sigmas=torch.tensor([0.0, 0.5, 0.6, 1.0]))
     assert torch.equal(ours.sigmas, theirs.sigmas)
-    ours.set_timesteps(sigmas=places, corrected=True)
-    torch.testing.assert_close(ours.sigmas, torch.tensor([80.0, 0.4, 0.4 * 0.005**0.2, 0.002, 0.0]))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_single_exponential_step_starts_at_the_top_when_corrected(name: str) -> None:
-    ours, theirs = _both(name, 1, sigma_schedule="exponential")
-    assert torch.equal(ours.sigmas, theirs.sigmas)
-    assert ours.sigmas[0] == pytest.approx(ours.config.sigma_min)
-    ours.set_timesteps(1, corrected=True)
-    assert ours.sigmas[0] == pytest.approx(ours.config.sigma_max)
 
 
 @pytest.mark.parametrize("sigmas", [[0.5, 3.0], [-0.5, 0.5], [3.0, 0.0], [1.0, 1.0], [[1.0]], 2.0, [0.1, 0.9, 0.5]])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from safelight.errors import InputError
-from safelight.schedulers.brownian import BrownianTree
+from safelight.brownian import BrownianTree
 
 SHAPE = (2, 3, 6, 5)
 RANGES = [(0.0291675, 14.6146), (0.002, 80.0), (0.3, 500.0), (-1.0, 1.0)]

@@ -1,14 +1,13 @@
 """Brownian motion that is a function of its seed: halved intervals (Lévy's construction), as torchsde's trees have it.
 
-A tree gives the same path whatever intervals are asked for, in whatever order: samplers with steps of another length
-follow the same noise.
+A tree gives the same path whatever is asked of it, in whatever order: runs of more steps follow the same noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from threading import Lock
 from typing import Any
@@ -17,8 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from ..errors import InputError
-from .plan import Plan
+from .errors import InputError
 
 _DIGITS = 6  # of the times; halving ends there
 _POOL = 24  # words of NumPy's seed sequences
@@ -36,29 +34,19 @@ class BrownianTree:
     """
 
     def __init__(
-        self,
-        low: float,
-        high: float,
-        shape: Sequence[int],
-        seed: int | Sequence[int],
-        dtype: torch.dtype,
+        self, low: float, high: float, shape: Sequence[int], seed: int | Sequence[int], dtype: torch.dtype,
         device: torch.device | str,
-    ):
+    ):  # fmt: skip
         check_noise_seed("seed", seed)
         if not -math.inf < low <= high < math.inf:
             raise InputError(f"the range is from {low} to {high}; two finite numbers, the first not larger, are needed")
+        self._batched = not isinstance(seed, int)
         self._seeds = [seed] if isinstance(seed, int) else list(seed)
-        self._sizes, self._batched = tuple(shape), not isinstance(seed, int)
-        if self._batched:
-            if len(self._seeds) != self._sizes[0]:
-                raise InputError(f"{len(self._seeds)} noise seeds are given, but the batch has {self._sizes[0]} rows")
-            self._sizes = self._sizes[1:]
-        self._dtype, self._device = dtype, device
-        self._root: _Interval = (
-            round(low, _DIGITS),
-            round(high, _DIGITS),
-            self._normal(()).mul_(math.sqrt(high - low)),
-        )
+        if self._batched and len(self._seeds) != shape[0]:
+            raise InputError(f"{len(self._seeds)} noise seeds are given, but the batch has {shape[0]} rows")
+        self._sizes, self._dtype, self._device = tuple(shape)[self._batched :], dtype, device
+        whole = self._normal(()).mul_(math.sqrt(high - low))
+        self._root: _Interval = (round(low, _DIGITS), round(high, _DIGITS), whole)
         self._known: OrderedDict[tuple[int, int], _Interval] = OrderedDict()
         self._lock = Lock()
 
@@ -68,41 +56,35 @@ class BrownianTree:
         first, last = (min(max(round(t, _DIGITS), start), end) for t in (a, b))
         if first == last:
             return torch.zeros_like(whole)
-        parts: list[torch.Tensor] = []
-        self._collect(parts, min(first, last), max(first, last))
-        return reduce(torch.add, parts) * (1.0 if first < last else -1.0)
+        return reduce(torch.add, self._parts(min(first, last), max(first, last))) * (1.0 if first < last else -1.0)
 
     def normalised(self, a: float, b: float) -> torch.Tensor:
         """(W(b) − W(a))/√|b − a|, which is standard normal; the length is taken in float32."""
-        length = (torch.tensor(b, dtype=torch.float32) - torch.tensor(a, dtype=torch.float32)).abs()
-        if np.float32(a) == np.float32(b):
+        length = abs(np.float32(b) - np.float32(a))
+        if not length:
             raise InputError(f"the interval from {a} to {b} is empty, so nothing random happens in it")
-        return self.increment(a, b).div_(length.sqrt())
+        return self.increment(a, b).div_(torch.tensor(length).sqrt())
 
-    def _collect(self, parts: list[torch.Tensor], a: float, b: float, depth: int = 0, place: int = 0) -> None:
-        """Append the increments of the largest intervals of the tree that fill [a, b], in their order."""
+    def _parts(self, a: float, b: float, depth: int = 0, place: int = 0) -> Iterator[torch.Tensor]:
+        """The increments of the largest intervals of the tree that fill [a, b], in their order."""
         start, end, increment = self._interval(depth, place)
         if a <= start and end <= b:
-            parts.append(increment)
+            yield increment
             return
         middle = _middle(start, end)
         if a < middle:
-            self._collect(parts, a, b, depth + 1, 2 * place)
+            yield from self._parts(a, b, depth + 1, 2 * place)
         if b > middle:
-            self._collect(parts, a, b, depth + 1, 2 * place + 1)
+            yield from self._parts(a, b, depth + 1, 2 * place + 1)
 
     def _interval(self, depth: int, place: int) -> _Interval:
         """The interval at `place` (from the left, of 2^depth) of the tree."""
         if not depth:
             return self._root
-        with self._lock:
-            known = self._known.get((depth, place))
-            if known is not None:
-                self._known.move_to_end((depth, place))
-                return known
-        found = self._half(depth, place)
+        found = self._known.get((depth, place)) or self._half(depth, place)
         with self._lock:
             self._known[depth, place] = found
+            self._known.move_to_end((depth, place))
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         return found
@@ -115,8 +97,7 @@ class BrownianTree:
             return middle, end, whole - self._interval(depth, place - 1)[2]
         left, right, share = middle - start, end - middle, 1 / (end - start)
         noise = self._normal((place // 2, depth - 1)).mul_(math.sqrt(left * right * share))
-        # Each operation rounds once, in this order, as in the reference.
-        return start, middle, (whole * left).mul_(share).add_(noise)
+        return start, middle, (whole * left).mul_(share).add_(noise)  # rounding as in the reference
 
     def _normal(self, place: tuple[int, ...]) -> torch.Tensor:
         """Standard normal numbers that belong to a place in the tree."""
@@ -132,16 +113,17 @@ def _middle(start: float, end: float) -> float:
     return round(0.5 * (end + start), _DIGITS)
 
 
-# The tree that each plan drew from last. It changes no number: a tree remembers what neighbouring intervals need.
-_TREES: WeakKeyDictionary[Plan, tuple[Any, BrownianTree]] = WeakKeyDictionary()
+# The tree that each owner drew from last. It changes no number: a tree remembers what neighbouring intervals need.
+_TREES: WeakKeyDictionary[Any, tuple[Any, BrownianTree]] = WeakKeyDictionary()
 
 
-def tree_of(plan: Plan, *arguments: Any) -> BrownianTree:
-    """The `BrownianTree` of these arguments, kept while `plan` lives and no others are asked for."""
-    known, tree = _TREES.get(plan, (None, None))
+def tree_of(owner: Any, low: float, high: float, like: torch.Tensor, seed: Any, dtype: torch.dtype) -> BrownianTree:
+    """The tree of these arguments, in the shape of `like`; kept while `owner` lives and no other is asked for."""
+    arguments = (low, high, like.shape, seed, dtype, like.device)
+    known, tree = _TREES.get(owner, (None, None))
     if tree is None or known != arguments:
         tree = BrownianTree(*arguments)
-        _TREES[plan] = arguments, tree
+        _TREES[owner] = arguments, tree
     return tree
 
 
