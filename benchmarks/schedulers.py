@@ -50,7 +50,7 @@ def microseconds(library: Any, name: str) -> float:
     scheduler.set_timesteps(**TIMETABLES.get(name, {"num_inference_steps": STEPS}))
     sample = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     output = 0.1 * sample
-    step = getattr(scheduler, "step_pred", scheduler.step) if name == "ScoreSdeVeScheduler" else scheduler.step
+    step = scheduler.step_pred if name == "ScoreSdeVeScheduler" else scheduler.step
     takes = inspect.signature(step).parameters
     given = {
         "generator": torch.Generator().manual_seed(1),
