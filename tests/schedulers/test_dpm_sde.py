@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from safelight import DPMSolverSDEScheduler
+from safelight import DPMSolverSDEScheduler, brownian
 from safelight.errors import InputError
-from safelight import brownian
 from safelight.schedulers.dpm_sde import _State
 
 from ..helpers.sampling import familiar_run, network, pure_run, start
@@ -25,8 +25,9 @@ def _draws(scheduler: DPMSolverSDEScheduler, plan: Any, x: torch.Tensor, generat
         noise = scheduler.draw_noise(plan, i, x, generator)
         with_noise = scheduler.advance(plan, i, zero, x, state, noise)
         row = plan.rows[i]
-        quiet = row.on_start * (x if not row.second else state.start) + row.on_x0 * with_noise.pred_original_sample
-        found.append((with_noise.sample - quiet) / row.up)
+        on_x0, *shared = row.step.weights
+        quiet = row.step.on_x * (state.start if row.second else x) + on_x0 * with_noise.pred_original_sample
+        found.append((with_noise.sample - quiet) / math.hypot(*shared, row.step.on_noise))
         state = with_noise.state
     return found
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from ..brownian import check_noise_seed, tree_of
 from ..configuration import register_to_config
 from ..errors import InputError
 from .base import Advance, Grid, Plan, SchedulerOutput
-from ..brownian import check_noise_seed, tree_of
+from .plan import Sum
 from .prediction import Mix
 from .sigma import TwoEvaluationScheduler
 
@@ -20,13 +21,9 @@ DPMSolverSDESchedulerOutput = SchedulerOutput
 
 class _Row(NamedTuple):
     x0: Mix
-    on_start: float  # the factor of the step's first sample
-    on_x0: float
-    up: float  # the standard deviation of the noise
+    step: Sum  # of the step's first sample, with x₀ and perhaps the noise of its first evaluation
     span: tuple[float, float]  # the σ between which the noise is a Brownian increment
     second: bool
-    # The noise as a·(that of the step's first evaluation) + b·(what is drawn); None where it is drawn whole.
-    shares: tuple[float, float] | None
 
 
 class _State(NamedTuple):
@@ -37,13 +34,12 @@ class _State(NamedTuple):
 class DPMSolverSDEScheduler(TwoEvaluationScheduler):
     """Steps x ← (σ↓/σ)·x + (1 − σ↓/σ)·x₀ + σ↑·z with σ↓² + σ↑² = σ'², and x₀ predicted halfway, at σₘ = √(σ·σ').
 
-    A first evaluation takes such a step to σₘ, a second one the whole step with x₀ from there. The last, to σ' = 0,
-    ends at x₀. The z are increments of one Brownian motion over [σₘ, σ] and [σ', σ], divided by √ of their length.
-    `noise_sampler_seed` is the motion's seed, or a list with one for each image: `generator` then says nothing, and the
-    noise of a step depends on its σ alone. Without one the z have the same law, from `generator`: the second z is
-    √s·(the first) + √(1 − s)·(fresh numbers) with s = (σ − σₘ)/(σ − σ'), as overlapping increments are. (The reference
-    takes a seed from the global generator then.) A run cannot start at a second evaluation.
-    Run option: `s_noise`, a factor of the noise.
+    A first evaluation takes such a step to σₘ, a second one the whole step with x₀ from there. The z are increments of
+    one Brownian motion over [σₘ, σ] and [σ', σ], divided by √ of their length. `noise_sampler_seed` is the motion's
+    seed, or a list with one for each image: `generator` then says nothing, and the noise of a step depends on its σ
+    alone. Without one the z have the same law, from `generator`: the second z is √s·(the first) + √(1 − s)·(fresh
+    numbers) with s = (σ − σₘ)/(σ − σ'). (The reference takes a seed from the global generator then.) A run cannot start
+    at a second evaluation. Run option: `s_noise`, a factor of the noise.
     """
 
     options: ClassVar = {"s_noise": 1.0}
@@ -51,20 +47,12 @@ class DPMSolverSDEScheduler(TwoEvaluationScheduler):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        prediction_type: str = "epsilon",
-        use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False,
-        noise_sampler_seed: int | Sequence[int] | None = None,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-    ):
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
+        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
+        use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False, noise_sampler_seed: int | Sequence[int] | None = None,
+        timestep_spacing: str = "linspace", steps_offset: int = 0,
+    ):  # fmt: skip
         self._set_up()
 
     def _check_settings(self) -> None:
@@ -75,26 +63,21 @@ class DPMSolverSDEScheduler(TwoEvaluationScheduler):
     def _second(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         return np.array([_halfway(a, b) for a, b in zip(start.tolist(), end.tolist(), strict=True)], np.float32)
 
-    def _rows(self, grid: Grid, *, s_noise: float) -> tuple[list[_Row], list[bool]]:
-        assert grid.sigmas is not None
+    def _rows(self, grid: Grid, **options: float) -> tuple[list[_Row], list[bool]]:
         sigmas, rows = grid.sigmas.tolist(), []
-        seeded = self.config["noise_sampler_seed"] is not None
         for i, evaluated in enumerate(self._evaluated(grid).tolist()):
-            second, read = i % 2 == 1, self._reading(evaluated).x0
-            start, end = (sigmas[i - 1], sigmas[i]) if second else (sigmas[i], sigmas[i + 1])
-            if not end:
-                rows.append(_Row(read, 0.0, 1.0, 0.0, (start, end), False, None))
-                continue
+            second = i % 2
+            start, end = sigmas[i - second], sigmas[i + 1 - second]
             middle, start, end = _halfway(start, end), _again(start), _again(end)
+            shared = second and start > end and self.config["noise_sampler_seed"] is None
+            share = (start - middle) / (start - end) if shared else 0.0
             end = end if second else middle
             down = end**2 / start
-            up = (end**2 - down**2) ** 0.5
-            shares = None
-            if second and not seeded:
-                share = (start - middle) / (start - end) if start > end else 0.0
-                shares = share**0.5, (1 - share) ** 0.5
-            rows.append(_Row(read, down / start, 1 - down / start, up * s_noise, (start, end), second, shares))
-        return rows, [row.up != 0 for row in rows]
+            keep, up = down / start, (end**2 - down**2) ** 0.5 * options["s_noise"]
+            weights = (1 - keep, up * share**0.5) if shared else (1 - keep,)
+            step = Sum(keep, weights, up * (1 - share) ** 0.5)
+            rows.append(_Row(self._reading(evaluated).x0, step, (start, end), bool(second)))
+        return rows, [row.step.on_noise != 0 for row in rows]
 
     def initial_state(self, plan: Plan) -> _State:
         return _State()
@@ -103,30 +86,22 @@ class DPMSolverSDEScheduler(TwoEvaluationScheduler):
         self, plan: Plan, i: int, sample: torch.Tensor, generator: Any = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor | None:
         """The `noise` of evaluation `i`: by `noise_sampler_seed`, else fresh numbers from `generator`."""
-        seed = self.config["noise_sampler_seed"]
+        seed, sigmas = self.config["noise_sampler_seed"], plan.grid.sigmas
         if seed is None or not plan.needs_noise[i]:
             return super().draw_noise(plan, i, sample, generator, dtype)
-        sigmas = plan.grid.sigmas
-        assert sigmas is not None
         seed = seed if isinstance(seed, int) else tuple(seed)
-        ends = float(sigmas[sigmas > 0].min()), float(sigmas.max())
-        tree = tree_of(plan, *ends, sample, seed, dtype or sample.dtype)
-        return tree.normalised(*plan.rows[i].span)
+        low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+        return tree_of(plan, low, high, sample, seed, dtype or sample.dtype).normalised(*plan.rows[i].span)
 
     def _advance(
-        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: _State, noise: torch.Tensor | None
+        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: _State, noise: torch.Tensor | None
     ) -> Advance:
-        x0, start = row.x0(sample, model_output), sample
-        if row.second:
-            if state.start is None:
-                raise InputError("a run cannot start inside a step, at its second evaluation; start at 0, 2, 4, …")
-            start = state.start
-        previous = torch.add(start * row.on_start, x0, alpha=row.on_x0) if row.on_start else x0
-        if noise is not None and row.up:
-            if row.shares is not None and state.noise is not None:
-                noise = torch.add(state.noise * row.shares[0], noise, alpha=row.shares[1])
-            previous = previous.add_(noise, alpha=row.up)
-        return Advance(previous, _State() if row.second or not row.on_start else _State(sample, noise), x0)
+        start, x0 = state.start if row.second else sample, row.x0(sample, model_output)
+        if start is None:
+            raise InputError("a run cannot start inside a step, at its second evaluation; start at 0, 2, 4, …")
+        outputs = (x0,) if state.noise is None else (x0, state.noise)
+        previous = row.step(start, outputs, noise).to(model_output.dtype)
+        return Advance(previous, _State() if row.second or not row.step.on_x else _State(sample, noise), x0)
 
 
 # In float32, one number at a time, as the reference: a Brownian motion shows the last digit of its times.
