@@ -74,7 +74,8 @@ def pure_run(
         z = scheduler.draw_noise(plan, i, x, generator, output.dtype) if noise is None else noise
         x, state, original = scheduler.advance(plan, i, output, x, state, z)
         samples.append(x)
-        originals.append(original)
+        if original is not None:
+            originals.append(original)
     return _run(inputs, samples, originals, plan.timesteps)
 
 

@@ -177,7 +177,8 @@ def test_tcd_samples_with_a_network_that_follows_trajectories(eta: float) -> Non
     plan, generator = scheduler.plan(8, eta=eta), torch.Generator().manual_seed(1)
     x = at_level(torch.randn(20_000, 1, generator=generator), *plan.levels[0])
     for i, ((alpha, sigma), row) in enumerate(zip(plan.levels, plan.rows, strict=True)):
-        there = row.noised.on_x, row.noised.on_y  # α and σ at the timestep that the network leads to
+        on_x, (on_eps,) = row.noised.on_x, row.noised.weights
+        there = on_x * alpha, on_x * sigma + on_eps  # α and σ at the timestep that the network leads to
         u = (x - alpha * MEAN) / (alpha**2 * SPREAD**2 + sigma**2) ** 0.5
         x0 = (at_level(u, *there) - there[1] / sigma * x) / (there[0] - there[1] / sigma * alpha)
         y = scheduler.implied_output(plan, i, x, x0)

@@ -1,5 +1,4 @@
-"""Samplers of networks distilled for few steps: LCM (Luo et al. 2023, arXiv:2310.04378) and TCD (Zheng et al. 2024,
-arXiv:2402.19159)."""
+"""Distilled networks: LCM (Luo et al. 2023, arXiv:2310.04378), TCD (Zheng et al. 2024, arXiv:2402.19159)."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from ..errors import ConfigError, InputError
 from ..outputs import Output
 from .base import Advance, Grid, Scheduler
 from .plan import Sum
-from .prediction import Mix
+from .prediction import Mix, Reading
 
 
 @dataclass
@@ -86,10 +85,8 @@ class DistilledScheduler(Scheduler):
     ) -> Grid:
         original = self._original(original_inference_steps, strength)[::-1]
         if steps > len(original):
-            raise InputError(
-                f"num_inference_steps is {steps}, but with strength={strength} the timetable that the network was "
-                f"distilled on has {len(original)} (original_inference_steps × strength)"
-            )
+            most = f"original_inference_steps × strength = {len(original)}"
+            raise InputError(f"num_inference_steps is {steps}; the network was distilled for at most {most}")
         places = np.floor(np.linspace(0, len(original), num=steps, endpoint=False)).astype(np.int64)
         return Grid(original[places], steps, corrected=corrected)
 
@@ -106,9 +103,16 @@ class DistilledScheduler(Scheduler):
         return [i != (count if grid.corrected else grid.steps) - 1 for i in range(count)]
 
 
+def _at_once(one: Reading, on_x0: float, on_eps: float = 0.0, on_x: float = 0.0) -> Sum:
+    """on_x·x + on_x0·x₀ + on_eps·ε, of x and the network's output."""
+    on_x0, on_eps = on_x0 / one.x0.over, on_eps / one.eps.over
+    return Sum(on_x + on_x0 * one.x0.on_x + on_eps * one.eps.on_x, (on_x0 * one.x0.on_y + on_eps * one.eps.on_y,))
+
+
 class _LCMRow(NamedTuple):
     x0: Mix
-    denoised: Sum  # of x and x₀
+    denoised: Sum  # of x and the network's output, or x₀
+    of_x0: bool
     on_denoised: float
     on_noise: float
 
@@ -129,17 +133,17 @@ class LCMScheduler(DistilledScheduler):
         there = self._cumulative(np.append(grid.times[1:], grid.times[-1]), self.final_alpha_cumprod)
         there = torch.where(torch.tensor(noisy), there, 1.0)
         columns = (skip.tolist(), out.tolist(), (there**0.5).tolist(), ((1 - there) ** 0.5).tolist())
-        rows = [
-            _LCMRow(one.x0, Sum(on_x, (on_x0,)), *rest)
-            for one, on_x, on_x0, *rest in zip(self._readings(grid), *columns, strict=True)
-        ]
+        rows, limited = [], self._limit is not None
+        for one, on_x, on_x0, *rest in zip(self._readings(grid), *columns, strict=True):
+            denoised = Sum(on_x, (on_x0,)) if limited else _at_once(one, on_x0, on_x=on_x)
+            rows.append(_LCMRow(one.x0, denoised, limited, *rest))
         return rows, noisy
 
     def _advance(
         self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
-        x0, _ = self._read(row, model_output, sample)
-        denoised = row.denoised(sample, (x0,)).to(x0.dtype)
+        output = self._read(row, model_output, sample)[0] if row.of_x0 else model_output
+        denoised = row.denoised(sample, (output,)).to(sample.dtype)
         previous = denoised * row.on_denoised if row.on_noise else denoised
         return Advance(previous if noise is None else torch.add(previous, noise, alpha=row.on_noise), None, denoised)
 
@@ -149,8 +153,7 @@ class LCMScheduler(DistilledScheduler):
 
 class _TCDRow(NamedTuple):
     x0: Mix
-    eps: Mix
-    noised: Mix  # of x₀ and ε, at timestep s
+    noised: Sum  # of x and the network's output, at timestep s
     on_noised: float
     on_noise: float
 
@@ -159,7 +162,7 @@ class TCDScheduler(DistilledScheduler):
     """Steps x ← √(ᾱ'/ᾱₛ)·xₛ + √(1 − ᾱ'/ᾱₛ)·z with xₛ = √ᾱₛ·x₀ + √(1 − ᾱₛ)·ε at s = ⌊(1 − η)·t'⌋ (algorithm 4).
 
     Run option: `eta` (γ in the paper) in [0, 1], from none to all of the noise renewed. `original_inference_steps`
-    given for a run spreads it over every training timestep. What `step` returns has xₛ as `pred_noised_sample`.
+    given for a run spreads it over every training timestep. `step` returns xₛ, which is the state, and makes no x₀.
     """
 
     options: ClassVar = {"eta": 0.3}
@@ -180,21 +183,17 @@ class TCDScheduler(DistilledScheduler):
         ends = np.append(grid.times[1:], 0)
         middle = self._cumulative(torch.floor((1 - eta) * torch.from_numpy(ends)).long().numpy())
         share = torch.where(torch.tensor(noisy), self._cumulative(ends) / middle, 1.0)
-        columns = (middle**0.5, (1 - middle) ** 0.5, share**0.5, (1 - share) ** 0.5)
-        rows = [
-            _TCDRow(one.x0, one.eps, Mix(on_x0, on_eps), *rest)
-            for one, on_x0, on_eps, *rest in zip(self._readings(grid), *(c.tolist() for c in columns), strict=True)
-        ]
-        return rows, noisy
+        columns = [(level**0.5).tolist() for level in (middle, 1 - middle, share, 1 - share)]
+        parts = zip(self._readings(grid), *columns, strict=True)
+        return [_TCDRow(one.x0, _at_once(one, on_x0, on_eps), *rest) for one, on_x0, on_eps, *rest in parts], noisy
 
     def _advance(
         self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
     ) -> Advance:
-        x0 = row.x0(sample, model_output)
-        noised = row.noised(x0, row.eps(sample, model_output))
+        noised = row.noised(sample, (model_output,)).to(sample.dtype)
         if noise is None or not row.on_noise:
-            return Advance(noised, noised, x0)
-        return Advance((noised * row.on_noised).add_(noise, alpha=row.on_noise), noised, x0)
+            return Advance(noised, noised)
+        return Advance((noised * row.on_noised).add_(noise, alpha=row.on_noise), noised)
 
     def _outcome(self, result: Advance) -> Output:
         return TCDSchedulerOutput(result.sample, result.state)
