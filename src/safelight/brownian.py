@@ -127,6 +127,13 @@ def tree_of(owner: Any, low: float, high: float, like: torch.Tensor, seed: Any, 
     return tree
 
 
+def seed_of(generator: Any) -> int | tuple[int, ...]:
+    """The seed that a generator began with, or those of a list, however far they have gone."""
+    if isinstance(generator, (list, tuple)):
+        return tuple(one.initial_seed() for one in generator)
+    return generator.initial_seed()
+
+
 def check_noise_seed(name: str, seed: object) -> None:
     """Raise `InputError` unless `seed` is a whole number ≥ 0, or a list of such."""
     several = isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) > 0

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..brownian import tree_of
+from ..brownian import seed_of, tree_of
 from ..configuration import register_to_config
 from ..errors import ConfigError, InputError, check_count, check_positive
 from .base import Grid, Plan, SchedulerOutput
-from .dpm import FOREIGN
 from .dpm_multistep import MultistepScheduler
 from .euler import ChurnedEuler
 from .plan import Row
@@ -34,9 +33,10 @@ class EDMScheduler(TimetableScheduler):
     custom: ClassVar[tuple[str, ...]] = ()
     timetable_options: ClassVar = {}
     choices: ClassVar = {
+        **MultistepScheduler.choices,
         "prediction_type": ("epsilon", "v_prediction"),
         "sigma_schedule": ("karras", "exponential"),
-        "final_sigmas_type": ("zero", "sigma_min"),
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
     }
     _compatibles = ()
     _precision = torch.float32  # of the grid, as in the reference
@@ -46,7 +46,7 @@ class EDMScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        low, high = self.config["sigma_min"], self.config["sigma_max"]
+        self._ends = low, high = float(self.config["sigma_min"]), float(self.config["sigma_max"])
         if not 0 < low < high < math.inf:
             raise ConfigError(f"sigma_min is {low!r} and sigma_max {high!r}; 0 < sigma_min < sigma_max is needed")
         check_positive("sigma_data", self.config["sigma_data"])
@@ -62,7 +62,7 @@ class EDMScheduler(TimetableScheduler):
     def _spaced(self, places: torch.Tensor, corrected: bool, final: str | None = None) -> Grid:
         """The grid with the σ at `places`, from that of `sigma_max`, 0, to that of `sigma_min`, 1."""
         # As tensors and in the reference's order of operations: Brownian noise depends on the last digit of σ.
-        low, high = self.config["sigma_min"], self.config["sigma_max"]
+        low, high = self._ends
         if self.config["sigma_schedule"] == "karras":
             sigmas = karras(low, high, places, self.config["rho"])
         else:
@@ -75,7 +75,7 @@ class EDMScheduler(TimetableScheduler):
         return Grid(self._told(sigmas).numpy(), len(sigmas), torch.cat([sigmas, last]).numpy(), corrected=corrected)
 
     def _first_sigma(self, grid: Grid) -> float:
-        return (self.config["sigma_max"] ** 2 + 1) ** 0.5
+        return (self._ends[1] ** 2 + 1) ** 0.5
 
     def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
         return sigma**0, sigma  # ones, of the kind that `sigma` is
@@ -84,10 +84,7 @@ class EDMScheduler(TimetableScheduler):
         return 0.25 * sigma.log()
 
     def _factors(self, sigma: Any) -> tuple[Any, Any, Any]:
-        """skip, out and scale at `sigma` (a float or a tensor).
-
-        Of scale·x = α·x₀/σ_data + √(1 − α²)·ε, "v_prediction" is v; "epsilon", in this family, −v.
-        """
+        """skip, out and scale at a float or a tensor; F is v of scale·x, or −v where it is called "epsilon"."""
         data, sign = self.config["sigma_data"], -1 if self.config["prediction_type"] == "v_prediction" else 1
         total = sigma**2 + data**2
         return data**2 / total, sign * sigma * data / total**0.5, 1 / total**0.5
@@ -121,9 +118,8 @@ class EDMEulerScheduler(ChurnedEuler, EDMScheduler):
     """Steps x ← x + (σ' − σ)·(x − x₀)/σ, after raising σ to σ̂ = (1 + γ)·σ by fresh noise where churn is on.
 
     Run options as of `EulerDiscreteScheduler`. `step` also takes `pred_original_sample`: x₀, where a script knows it
-    better than the network does; `advance` takes it as the state. Custom `sigmas` that fall are the σ of the
-    evaluations. Ones that rise, in [0, 1], are places in the grid from `sigma_max` to `sigma_min`, as which the
-    reference reads all (to NaN where they are none); with the exponential schedule only their number counts.
+    better than the network; `advance` takes it as the state. Custom `sigmas` that fall are σ; ones that rise, in
+    [0, 1], are places in the grid, as which the reference reads all. If that is exponential, only their number counts.
     """
 
     custom = ("sigmas",)
@@ -160,11 +156,6 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type:
     Options as there; `algorithm_type` is "dpmsolver++" or "sde-dpmsolver++", which has no third order.
     """
 
-    choices: ClassVar = {
-        **MultistepScheduler.choices,
-        **EDMScheduler.choices,
-        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    }
     _without_third_order = ("sde-dpmsolver++",)
 
     @register_to_config
@@ -181,14 +172,12 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type:
 class CosineDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type: ignore[misc]  # has no `mu`
     """x ← (σ'/σ)·e^−h·x + (1 − e^−2h)·D + σ'·√(1 − e^−2h)·z with h = log(σ/σ'), D extrapolated from the last x₀.
 
-    Stable Audio's (arXiv:2404.10301): the network is told 2/π·atan(σ). Options as of `DPMSolverMultistepScheduler`, for
-    orders 1 and 2. The z are increments of a Brownian motion over [σ', σ], divided by √(σ − σ'). Its seed is the one
-    that `generator`, or each of a list, began with: how far that has gone makes no difference, and runs of more steps
-    follow the same noise. Without a generator, z are numbers of the same law.
+    Stable Audio's (arXiv:2404.10301): the network is told 2/π·atan(σ). The z are increments of a Brownian motion over
+    [σ', σ], divided by √(σ − σ'). Its seed is the one that `generator`, or each of a list, began with: how far that has
+    gone makes no difference, and runs of more steps follow the same noise. Without one, z are fresh numbers.
     """
 
-    choices: ClassVar = {**MultistepScheduler.choices, **EDMScheduler.choices, "solver_order": (1, 2)}
-    foreign: ClassVar = {"solver_type": FOREIGN["solver_type"]}
+    choices: ClassVar = {**EDMScheduler.choices, "solver_order": (1, 2)}
     _algorithm = "sde-dpmsolver++"
 
     @register_to_config
@@ -213,8 +202,5 @@ class CosineDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # ty
         """The `noise` of evaluation `i`: of the Brownian motion that `generator`, or each of a list, began with."""
         if generator is None or not plan.needs_noise[i]:
             return super().draw_noise(plan, i, sample, generator, dtype)
-        several = isinstance(generator, (list, tuple))
-        seed = tuple(one.initial_seed() for one in generator) if several else generator.initial_seed()
-        low, high = float(self.config["sigma_min"]), float(self.config["sigma_max"])
-        assert plan.sigmas is not None
-        return tree_of(plan, low, high, sample, seed, dtype or sample.dtype).normalised(*plan.sigmas[i : i + 2])
+        tree = tree_of(plan, *self._ends, sample, seed_of(generator), dtype or sample.dtype)
+        return tree.normalised(*plan.grid.sigmas[plan.begin + i :][:2].tolist())

@@ -45,7 +45,7 @@ class LogSNRScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         for name, meanings in self.foreign.items():
-            if self.config[name] in meanings:
+            if self._settings.get(name) in meanings:
                 self.register_to_config(**{name: meanings[self.config[name]]})
         super()._check_settings()
         if chosen_grid(self._settings) not in (None, *self._flow_grids) and self._flow:
