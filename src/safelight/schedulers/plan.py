@@ -24,7 +24,7 @@ class Grid(NamedTuple):
 
     times: np.ndarray
     steps: int
-    sigmas: np.ndarray | None = None
+    sigmas: Any = None  # an array, where there is one
     exact: bool = False
     corrected: bool = False
 

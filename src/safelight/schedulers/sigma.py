@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from .base import Grid, Plan, Scheduler
-from .prediction import Reading, reading
+from .base import Advance, Grid, Plan, Scheduler
+from .prediction import Mix, Reading, reading
 from .spacing import chosen_grid, sigma_to_t, spaced
 from .timetable import TimetableScheduler
+
+
+class SlopeRow(NamedTuple):
+    """An evaluation at `sigma`, from where a step goes along the slope (x − x₀)/σ, by `change` of σ."""
+
+    x0: Mix
+    sigma: float
+    change: float
+    up: float = 0.0  # the standard deviation of the noise
+    s_noise: float = 1.0  # a factor of the noise, which rounds first
+    rest: float | None = None  # the second of two in a step: by how much its slope goes on from where the step began
 
 
 class SigmaScheduler(TimetableScheduler):
@@ -24,6 +35,7 @@ class SigmaScheduler(TimetableScheduler):
 
     custom: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas")
     _precision: ClassVar[type] = np.float32  # of the timesteps
+    _mean = False  # whether steps of two evaluations go along the mean of both slopes
     choices: ClassVar = {
         **Scheduler.choices,
         "interpolation_type": ("linear", "log_linear"),
@@ -38,14 +50,11 @@ class SigmaScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        chosen_grid(self._settings)
-        self._predicts_slope = self._settings["prediction_type"] == "epsilon" and self._limit is None
-
-    @property
-    def _continuous(self) -> bool:
-        """Whether the network is told log(σ)/4 instead of a training timestep (EDM's v-prediction networks)."""
-        settings = self._settings
-        return settings.get("timestep_type") == "continuous" and settings["prediction_type"] == "v_prediction"
+        settings, kind = self._settings, self._settings["prediction_type"]
+        chosen_grid(settings)
+        self._predicts_slope = kind == "epsilon" and self._limit is None
+        # EDM's networks are told log(σ)/4 instead of a training timestep.
+        self._continuous = kind == "v_prediction" and settings.get("timestep_type") == "continuous"
 
     def _training_grid(self, corrected: bool) -> Grid:
         sigmas = np.append(self._training_sigmas()[::-1], np.float32(0))
@@ -59,14 +68,15 @@ class SigmaScheduler(TimetableScheduler):
         return self._sigmas_at(times, steps, corrected)
 
     def _custom_grid(
-        self, corrected: bool, timesteps: np.ndarray | None = None, sigmas: np.ndarray | None = None
+        self, corrected: bool, timesteps: Any = None, sigmas: Any = None, num_train_timesteps: int | None = None
     ) -> Grid:
         training = self._training_sigmas()
+        if num_train_timesteps is not None:
+            raise InputError("num_train_timesteps spreads a number of steps; custom timesteps leave nothing to spread")
         if sigmas is not None:
             if len(sigmas) < 2 or sigmas[-1] < 0:
                 raise InputError(f"sigmas are {sigmas.tolist()}; at least two are needed, the last of them ≥ 0")
             return self._told(sigma_to_t(sigmas[:-1], training), sigmas, len(sigmas) - 1, corrected, exact=True)
-        assert timesteps is not None
         if chosen_grid(self._settings) or self._continuous:
             raise InputError("custom timesteps contradict a config that derives timesteps from its sigmas; pass sigmas")
         if timesteps[-1] < 0 or timesteps[0] > len(self) - 1:
@@ -79,9 +89,8 @@ class SigmaScheduler(TimetableScheduler):
         times = times.astype(self._precision)
         sigmas = np.interp(times, np.arange(len(training)), training)
         if settings.get("interpolation_type") == "log_linear":
-            ends = np.log(training[[-1, 0]])
-            count = steps if corrected else steps + 1
-            sigmas = torch.linspace(ends[0], ends[1], count).exp().numpy().astype(np.float64)
+            high, low = np.log(training[[-1, 0]])
+            sigmas = torch.linspace(high, low, steps + (not corrected)).exp().numpy().astype(np.float64)
             times = sigma_to_t(sigmas, training) if corrected else times
         make = chosen_grid(settings)
         if make is not None:
@@ -103,7 +112,6 @@ class SigmaScheduler(TimetableScheduler):
         return Grid(times.astype(self._precision), steps, sigmas, exact, corrected)
 
     def _first_sigma(self, grid: Grid) -> float:
-        assert grid.sigmas is not None
         largest = float(grid.sigmas.max())
         return largest if self._settings["timestep_spacing"] in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
 
@@ -113,14 +121,27 @@ class SigmaScheduler(TimetableScheduler):
         scaled = reading(self.config["prediction_type"], alpha, sigma * alpha)
         return Reading(scaled.x0.of_scaled(alpha), scaled.eps.of_scaled(alpha))
 
-    def _moved(
-        self, start: torch.Tensor, change: float, x: torch.Tensor, x0: torch.Tensor, y: torch.Tensor, sigma: float
-    ) -> torch.Tensor:
-        """start + change·(x − x₀)/σ; that slope is what networks predict that predict ε."""
-        if self._predicts_slope:
-            return torch.add(start, y, alpha=change)
-        # In the reference's order: rounding at a σ in the thousands is seen in predictions of order one.
-        return (x - x0).div_(sigma).mul_(change).add_(start)
+    def _read(self, row: Any, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x₀ and the slope (x − x₀)/σ, which is what networks predict that predict ε."""
+        x0 = row.x0(sample, model_output)
+        if self._limit is not None:
+            x0 = self._limit(x0)
+        return x0, model_output if self._predicts_slope else (sample - x0).div_(row.sigma)
+
+    def _advance(
+        self, row: Any, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        x = sample if sample.itemsize > 2 else sample.float()
+        x0, slope = self._read(row, model_output, x)
+        change, kept = row.change, (x, slope) if self.order == 2 and row.rest is None else None
+        if row.rest is not None and state is not None:
+            x, change = state[0], row.rest
+            slope = slope + state[1] if self._mean else slope
+        # Rounded as in the reference: at a σ in the thousands it is seen in predictions of order one.
+        previous = torch.add(x, slope, alpha=change) if self._predicts_slope else (slope * change).add_(x)
+        if noise is not None and row.up:
+            previous.add_(noise, alpha=row.up)
+        return Advance(previous.to(model_output.dtype), kept, x0)
 
     def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
         """x/√(σ² + 1) at evaluation `i`."""
@@ -130,11 +151,7 @@ class SigmaScheduler(TimetableScheduler):
     def get_velocity(
         self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, corrected: bool = False
     ) -> torch.Tensor:
-        """The training target √ᾱ·ε − √(1 − ᾱ)·x₀ of v-prediction at `timesteps` (B,) of the run's timetable.
-
-        The reference looks ᾱ up at the place in the timetable, which falls, as though it were the training timestep,
-        which rises; `corrected` takes ᾱ = 1/(σ² + 1) at the timestep itself.
-        """
+        """√ᾱ·ε − √(1 − ᾱ)·x₀; in the reference ᾱ is that of the place in the timetable, `corrected` the timestep's."""
         index = self._indices(timesteps)
         table = 1 / (self.sigmas**2 + 1) if corrected else self.alphas_cumprod
         alpha, sigma = self._spread(table.to(sample.device), index, sample, corrected)
@@ -159,20 +176,8 @@ class TwoEvaluationScheduler(SigmaScheduler):
     def _training_grid(self, corrected: bool) -> Grid:
         return self._grid(len(self), corrected)
 
-    def _custom_grid(
-        self,
-        corrected: bool,
-        timesteps: np.ndarray | None = None,
-        sigmas: np.ndarray | None = None,
-        num_train_timesteps: int | None = None,
-    ) -> Grid:
-        if num_train_timesteps is not None:
-            raise InputError("num_train_timesteps spreads a number of steps; custom timesteps leave nothing to spread")
-        return super()._custom_grid(corrected, timesteps, sigmas)
-
     def _told(self, times: np.ndarray, sigmas: np.ndarray, steps: int, corrected: bool, exact: bool = False) -> Grid:
         grid = super()._told(times, sigmas, steps, corrected, exact)
-        assert grid.sigmas is not None
         twice = np.append(1, np.full(len(grid.times) - 1, 2))
         grid = grid._replace(times=np.repeat(grid.times, twice), sigmas=np.repeat(grid.sigmas, np.append(twice, 1)))
         grid.times[1::2] = sigma_to_t(self._evaluated(grid)[1::2], self._training_sigmas())
@@ -180,7 +185,6 @@ class TwoEvaluationScheduler(SigmaScheduler):
 
     def _evaluated(self, grid: Grid) -> np.ndarray:
         """The σ of each evaluation."""
-        assert grid.sigmas is not None
         sigmas = grid.sigmas[: len(grid.times)].copy()
         sigmas[1::2] = self._second(sigmas[:-1:2], sigmas[1::2])
         return sigmas
@@ -190,9 +194,7 @@ class TwoEvaluationScheduler(SigmaScheduler):
 
 
 def ancestral(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far down a step in σ goes, and how much fresh noise then takes it up to `end`: down² + up² = end².
-
-    down = end²/start; computed in the reference's order, as much of it is rounding where `end` is far below `start`.
-    """
+    """How far down a step goes, end²/start, and how much noise then takes it up to `end`: down² + up² = end²."""
+    # In the reference's order: where `end` is far below `start`, much of it is rounding.
     up = (end**2 * (start**2 - end**2) / start**2) ** 0.5
     return (end**2 - up**2).clamp(min=0) ** 0.5, up
