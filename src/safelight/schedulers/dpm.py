@@ -77,7 +77,7 @@ class DPMScheduler(LogSNRScheduler):
         "solver_type": SOLVER_TYPES,
     }
     foreign: ClassVar = FOREIGN
-    _repeats_last = False
+    _repeats_last, _x0_from_noise = False, True
     _without_third_order: ClassVar[tuple[str, ...]] = ("sde-dpmsolver",)
 
     @property

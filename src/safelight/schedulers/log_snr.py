@@ -36,6 +36,7 @@ class LogSNRScheduler(TimetableScheduler):
     # Names of other solvers of the family, which their configs bring along -> what they mean here.
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     _flow_grids: ClassVar[tuple[Any, ...]] = ()  # grids that flow sigmas can be spaced by
+    _x0_from_noise = False  # whether a solver that combines ε limits the x₀ that follows from it
     _repeats_last = True  # where a sigma grid was asked for, the final σ is its last
 
     def _set_up(self) -> None:
@@ -120,13 +121,11 @@ class LogSNRScheduler(TimetableScheduler):
 
     def _track(self, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """α, σ and λ of each evaluation and of the end, float64."""
-        assert grid.sigmas is not None
         alpha, sigma = (part.double().numpy() for part in self._alpha_sigma(torch.from_numpy(grid.sigmas)))
         with np.errstate(divide="ignore"):
             return alpha, sigma, np.log(alpha) - np.log(sigma)
 
     def _readings(self, grid: Grid) -> list[Reading]:
-        assert grid.sigmas is not None
         kind, settings = self.config["prediction_type"], self._settings
         readings = []
         for (alpha, sigma), given in zip(self._levels(grid), grid.sigmas.tolist(), strict=False):
@@ -134,7 +133,8 @@ class LogSNRScheduler(TimetableScheduler):
             if not grid.corrected and kind == "flow_prediction":
                 one = one._replace(x0=Mix(1.0, -given))
             if not grid.corrected and kind == "v_prediction":
-                x0 = Mix(1 - sigma**2, -sigma * alpha, alpha) if self._reads_noise else Mix(alpha, -sigma)
+                through = self._x0_from_noise and self._reads_noise
+                x0 = Mix(1 - sigma**2, -sigma * alpha, alpha) if through else Mix(alpha, -sigma)
                 one = Reading(x0, Mix(sigma, alpha))
             if settings.get("thresholding"):
                 one = one._replace(eps=reading("sample", alpha, sigma).eps)
