@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +19,7 @@ from .errors import InputError
 
 _DIGITS = 6  # of the times; halving ends there
 _POOL = 24  # words of NumPy's seed sequences
-_KEPT = 96  # intervals: the two ends of the last one asked for, to the finest halves
+_KEPT = 96  # halves: along the ends of the last interval, and one of the interval before, down to the finest
 
 _Interval = tuple[float, float, torch.Tensor]  # start, end, and the increment between them
 
@@ -29,7 +28,7 @@ class BrownianTree:
     """Increments of a standard Brownian motion W on [`low`, `high`], for every number of a tensor of `shape`.
 
     They depend on nothing but the arguments. `seed` is one for the whole tensor, or a list with one for each row, which
-    is then the same in every batch. Times are rounded to 10⁻⁶ and kept within the range. The last intervals are
+    is then the same in every batch. Times are rounded to 10⁻⁶ and kept within the range. The last halves are
     remembered (at most 96 tensors), so that asking for neighbours in turn is fast; threads can share one tree.
     """
 
@@ -47,16 +46,18 @@ class BrownianTree:
         self._sizes, self._dtype, self._device = tuple(shape)[self._batched :], dtype, device
         whole = self._normal(()).mul_(math.sqrt(high - low))
         self._root: _Interval = (round(low, _DIGITS), round(high, _DIGITS), whole)
-        self._known: OrderedDict[tuple[int, int], _Interval] = OrderedDict()
+        self._known: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
         self._lock = Lock()
 
     def increment(self, a: float, b: float) -> torch.Tensor:
         """W(b) − W(a)."""
         start, end, whole = self._root
         first, last = (min(max(round(t, _DIGITS), start), end) for t in (a, b))
-        if first == last:
-            return torch.zeros_like(whole)
-        return reduce(torch.add, self._parts(min(first, last), max(first, last))) * (1.0 if first < last else -1.0)
+        total = torch.zeros_like(whole)
+        if first != last:
+            for part in self._parts(self._root, 0, 0, min(first, last), max(first, last)):
+                total.add_(part)
+        return total if first <= last else total.neg_()
 
     def normalised(self, a: float, b: float) -> torch.Tensor:
         """(W(b) − W(a))/√|b − a|, which is standard normal; the length is taken in float32."""
@@ -65,39 +66,33 @@ class BrownianTree:
             raise InputError(f"the interval from {a} to {b} is empty, so nothing random happens in it")
         return self.increment(a, b).div_(torch.tensor(length).sqrt())
 
-    def _parts(self, a: float, b: float, depth: int = 0, place: int = 0) -> Iterator[torch.Tensor]:
-        """The increments of the largest intervals of the tree that fill [a, b], in their order."""
-        start, end, increment = self._interval(depth, place)
+    def _parts(self, node: _Interval, depth: int, place: int, a: float, b: float) -> Iterator[torch.Tensor]:
+        """The increments of the largest intervals that fill [a, b], in their order, from the `node` at this place."""
+        start, end, whole = node
         if a <= start and end <= b:
-            yield increment
+            yield whole
             return
-        middle = _middle(start, end)
+        middle = round(0.5 * (end + start), _DIGITS)
+        left = self._left_half(node, middle, (place, depth))
         if a < middle:
-            yield from self._parts(a, b, depth + 1, 2 * place)
+            yield from self._parts((start, middle, left), depth + 1, 2 * place, a, b)
         if b > middle:
-            yield from self._parts(a, b, depth + 1, 2 * place + 1)
+            yield from self._parts((middle, end, whole - left), depth + 1, 2 * place + 1, a, b)
 
-    def _interval(self, depth: int, place: int) -> _Interval:
-        """The interval at `place` (from the left, of 2^depth) of the tree."""
-        if not depth:
-            return self._root
-        found = self._known.get((depth, place)) or self._half(depth, place)
+    def _left_half(self, node: _Interval, middle: float, key: tuple[int, int]) -> torch.Tensor:
+        """The increment up to the `middle`: given W at both ends, W there is normal (the Brownian bridge)."""
+        found = self._known.get(key)
+        if found is None:
+            start, end, whole = node
+            left, right, share = middle - start, end - middle, 1 / (end - start)
+            noise = self._normal(key).mul_(math.sqrt(left * right * share))
+            found = (whole * left).mul_(share).add_(noise)  # rounding as in the reference
         with self._lock:
-            self._known[depth, place] = found
-            self._known.move_to_end((depth, place))
+            self._known[key] = found
+            self._known.move_to_end(key)
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         return found
-
-    def _half(self, depth: int, place: int) -> _Interval:
-        """A half of the interval above: given W there, W at the middle is normal (the Brownian bridge)."""
-        start, end, whole = self._interval(depth - 1, place // 2)
-        middle = _middle(start, end)
-        if place % 2:
-            return middle, end, whole - self._interval(depth, place - 1)[2]
-        left, right, share = middle - start, end - middle, 1 / (end - start)
-        noise = self._normal((place // 2, depth - 1)).mul_(math.sqrt(left * right * share))
-        return start, middle, (whole * left).mul_(share).add_(noise)  # rounding as in the reference
 
     def _normal(self, place: tuple[int, ...]) -> torch.Tensor:
         """Standard normal numbers that belong to a place in the tree."""
@@ -107,10 +102,6 @@ class BrownianTree:
             generator = torch.Generator(self._device).manual_seed(int(sequence.generate_state(1)[0]))
             rows.append(torch.randn(self._sizes, dtype=self._dtype, device=self._device, generator=generator))
         return torch.stack(rows) if self._batched else rows[0]
-
-
-def _middle(start: float, end: float) -> float:
-    return round(0.5 * (end + start), _DIGITS)
 
 
 # The tree that each owner drew from last. It changes no number: a tree remembers what neighbouring intervals need.
