@@ -70,7 +70,7 @@ def check_choice(what: str, value: object, valid: Iterable[str], error: type[Saf
 
 def check_positive(name: str, value: object) -> None:
     """Raise `ConfigError` unless `value` is a positive, finite number."""
-    if not isinstance(value, Real) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ConfigError(f"{name} is {value!r}; a positive number is needed")
 
 

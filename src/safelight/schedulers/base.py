@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..configuration import ConfigMixin, FrozenConfig, check_known, init_parameters
-from ..errors import InputError, check_choice
+from ..errors import InputError, check_choice, check_count
 from ..randomness import randn_tensor
 from ..signatures import shared
 from .familiar import FamiliarSurface, SchedulerOutput
@@ -116,6 +116,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         for name, choices in self.choices.items():
             if name in settings:
                 check_choice(name, settings[name], choices)
+        check_count("num_train_timesteps", settings["num_train_timesteps"])
         self._limit = limiter(settings)
         self._learned = settings.get("variance_type") in LEARNED_VARIANCES
         self._memory = settings.get("solver_order", 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..configuration import register_to_config
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, check_positive
 from .base import Advance, Grid, Plan, SchedulerOutput
 from .prediction import Mix, limiter
 from .spacing import karras
@@ -49,9 +49,8 @@ class CMStochasticIterativeScheduler(TimetableScheduler):
             raise ConfigError(
                 f"sigma_min={config['sigma_min']}, sigma_max={config['sigma_max']}: 0 < sigma_min < sigma_max is needed"
             )
-        for name in ("num_train_timesteps", "sigma_data", "rho"):
-            if not config[name] > 0:
-                raise ConfigError(f"{name} is {config[name]!r}; a positive number is needed")
+        check_positive("sigma_data", config["sigma_data"])
+        check_positive("rho", config["rho"])
         self._limit = limiter({"clip_sample": config["clip_denoised"], "clip_sample_range": 1.0})
 
     def _set_up(self) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..brownian import seed_of, tree_of
 from ..configuration import register_to_config
-from ..errors import ConfigError, InputError, check_count, check_positive
+from ..errors import ConfigError, InputError, check_positive
 from .base import Grid, Plan, SchedulerOutput
 from .dpm_multistep import MultistepScheduler
 from .euler import ChurnedEuler
@@ -51,7 +51,6 @@ class EDMScheduler(TimetableScheduler):
             raise ConfigError(f"sigma_min is {low!r} and sigma_max {high!r}; 0 < sigma_min < sigma_max is needed")
         check_positive("sigma_data", self.config["sigma_data"])
         check_positive("rho", self.config["rho"])
-        check_count("num_train_timesteps", self.config["num_train_timesteps"])
 
     def _training_grid(self, corrected: bool) -> Grid:
         return self._spaced(torch.linspace(0, 1, len(self), dtype=self._precision), corrected, "zero")
@@ -62,11 +61,10 @@ class EDMScheduler(TimetableScheduler):
     def _spaced(self, places: torch.Tensor, corrected: bool, final: str | None = None) -> Grid:
         """The grid with the σ at `places`, from that of `sigma_max`, 0, to that of `sigma_min`, 1."""
         # As tensors and in the reference's order of operations: Brownian noise depends on the last digit of σ.
-        low, high = self._ends
         if self.config["sigma_schedule"] == "karras":
-            sigmas = karras(low, high, places, self.config["rho"])
+            sigmas = karras(*self._ends, places, self.config["rho"])
         else:
-            sigmas = torch.linspace(math.log(low), math.log(high), len(places)).exp().flip(0)
+            sigmas = torch.linspace(math.log(self._ends[0]), math.log(self._ends[1]), len(places)).exp().flip(0)
         return self._ending(sigmas.float(), corrected, final)
 
     def _ending(self, sigmas: torch.Tensor, corrected: bool, final: str | None = None) -> Grid:
@@ -117,9 +115,8 @@ class EDMScheduler(TimetableScheduler):
 class EDMEulerScheduler(ChurnedEuler, EDMScheduler):
     """Steps x ← x + (σ' − σ)·(x − x₀)/σ, after raising σ to σ̂ = (1 + γ)·σ by fresh noise where churn is on.
 
-    Run options as of `EulerDiscreteScheduler`. `step` also takes `pred_original_sample`: x₀, where a script knows it
-    better than the network; `advance` takes it as the state. Custom `sigmas` that fall are σ; ones that rise, in
-    [0, 1], are places in the grid, as which the reference reads all. If that is exponential, only their number counts.
+    A known x₀ goes to `step` as `pred_original_sample`, to `advance` as the state. Custom `sigmas` that fall are σ; ones
+    that rise, in [0, 1], are places in the grid (all of them in the reference), of which "exponential" only counts.
     """
 
     custom = ("sigmas",)
@@ -151,10 +148,7 @@ class EDMEulerScheduler(ChurnedEuler, EDMScheduler):
 
 
 class EDMDPMSolverMultistepScheduler(EDMScheduler, MultistepScheduler):  # type: ignore[misc]  # has no `mu`
-    """The steps of `DPMSolverMultistepScheduler` with α = 1: x ← (σ'/σ)·x + (1 − σ'/σ)·D, D extrapolated from x₀.
-
-    Options as there; `algorithm_type` is "dpmsolver++" or "sde-dpmsolver++", which has no third order.
-    """
+    """`DPMSolverMultistepScheduler` with α = 1, x ← (σ'/σ)·x + (1 − σ'/σ)·D, by "dpmsolver++" or "sde-dpmsolver++"."""
 
     _without_third_order = ("sde-dpmsolver++",)
 

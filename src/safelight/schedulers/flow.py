@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, check_positive
 from ..signatures import shared
 from .base import Grid
 from .prediction import Mix, reading, training_target
@@ -45,11 +45,9 @@ class FlowScheduler(TimetableScheduler):
     def _check_settings(self) -> None:
         super()._check_settings()
         settings = self._settings
-        train, terminal = settings["num_train_timesteps"], settings.get("shift_terminal")
+        terminal = settings.get("shift_terminal")
         chosen_grid(settings)
-        _check_shift(settings["shift"])
-        if isinstance(train, bool) or not isinstance(train, int) or train < 1:
-            raise ConfigError(f"num_train_timesteps is {train!r}; a positive integer is needed")
+        check_positive("shift", settings["shift"])
         if terminal is not None and not 0 <= terminal < 1:
             raise ConfigError(f"shift_terminal is {terminal!r}; a number in [0, 1) or None is needed")
 
@@ -60,7 +58,7 @@ class FlowScheduler(TimetableScheduler):
 
     def set_shift(self, shift: float) -> None:
         """Shift the σ of the runs that `set_timesteps` begins from now on by `shift`."""
-        _check_shift(shift)
+        check_positive("shift", shift)
         self._shift = shift
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
@@ -181,8 +179,3 @@ class FlowScheduler(TimetableScheduler):
     ) -> torch.Tensor:
         """The training target ε − x₀, the same at all timesteps."""
         return training_target("flow_prediction", sample, noise, 0.0, 0.0)
-
-
-def _check_shift(shift: Any) -> None:
-    if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not shift > 0:
-        raise ConfigError(f"shift is {shift!r}; a positive number is needed")

@@ -47,9 +47,7 @@ class IPNDMScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        train, trained = self.config["num_train_timesteps"], self.config["trained_betas"]
-        if isinstance(train, bool) or not isinstance(train, int) or train < 1:
-            raise ConfigError(f"num_train_timesteps is {train!r}; a positive integer is needed")
+        trained = self.config["trained_betas"]
         given = np.array([0, 1] if trained is None else trained, dtype=np.float64)
         if given.ndim != 1 or len(given) < 2 or not ((given >= 0) & (given <= 1)).all():
             raise ConfigError("trained_betas must be at least two numbers in [0, 1]: σ at every evaluation and the end")

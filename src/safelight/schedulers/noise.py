@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, check_choice, check_count
+from ..errors import ConfigError, check_choice
 
 
 def _cosine(t: float) -> float:
@@ -52,7 +52,6 @@ def make_betas(config: Any) -> torch.Tensor:
     """
     steps, trained = config["num_train_timesteps"], config.get("trained_betas")
     start, end = config.get("beta_start", 0.0), config.get("beta_end", 1.0)  # which not every schedule has
-    check_count("num_train_timesteps", steps)
     check_choice("beta_schedule", config["beta_schedule"], BETA_SCHEDULES)
     if trained is not None:
         betas = torch.as_tensor(np.array(trained, dtype=np.float64)).float()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..configuration import register_to_config
-from ..errors import ConfigError, InputError
+from ..errors import InputError, check_positive
 from .base import Advance, Grid, Plan, SchedulerOutput
 from .prediction import Mix, reading
 from .timetable import TimetableScheduler
@@ -50,8 +50,7 @@ class SCMScheduler(TimetableScheduler):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if not self.config["sigma_data"] > 0:
-            raise ConfigError(f"sigma_data is {self.config['sigma_data']!r}; a positive number is needed")
+        check_positive("sigma_data", self.config["sigma_data"])
 
     def set_timesteps(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..configuration import register_to_config
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, check_positive
 from ..outputs import Output
 from ..randomness import randn_tensor
 from .base import Advance, Grid, Plan, Scheduler, SchedulerOutput
@@ -67,8 +67,7 @@ class ScoreSdeVeScheduler(Scheduler):
         for name, least in (("num_train_timesteps", 1), ("correct_steps", 0)):
             if type(settings[name]) is not int or settings[name] < least:
                 raise ConfigError(f"{name} is {settings[name]!r}; a whole number of at least {least} is needed")
-        if not 0 < settings["snr"] < math.inf:
-            raise ConfigError(f"snr is {settings['snr']!r}; a positive number is needed")
+        check_positive("snr", settings["snr"])
         _check_range(ConfigError, settings["sigma_min"], settings["sigma_max"], settings["sampling_eps"])
 
     def _training_grid(self, corrected: bool) -> Grid:
