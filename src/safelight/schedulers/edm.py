@@ -115,7 +115,7 @@ class EDMScheduler(TimetableScheduler):
 class EDMEulerScheduler(ChurnedEuler, EDMScheduler):
     """Steps x ← x + (σ' − σ)·(x − x₀)/σ, after raising σ to σ̂ = (1 + γ)·σ by fresh noise where churn is on.
 
-    A known x₀ goes to `step` as `pred_original_sample`, to `advance` as the state. Custom `sigmas` that fall are σ; ones
+    A known x₀ goes to `step` as `pred_original_sample`, to `advance` as state. Custom `sigmas` that fall are σ; ones
     that rise, in [0, 1], are places in the grid (all of them in the reference), of which "exponential" only counts.
     """
 
