@@ -72,7 +72,7 @@ class SCMScheduler(TimetableScheduler):
             raise InputError(f"timesteps has {count + 1} angles; {wanted} are needed")
 
     def _shown(self, plan: Plan) -> torch.Tensor:
-        final = torch.tensor([plan.grid.sigmas[-1]], device=plan.timesteps.device)  # type: ignore[index]
+        final = torch.tensor([plan.grid.sigmas[-1]], device=plan.timesteps.device)
         return torch.cat([plan.timesteps, final])
 
     def _training_grid(self, corrected: bool) -> Grid:
