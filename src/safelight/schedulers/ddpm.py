@@ -152,14 +152,23 @@ class UnCLIPScheduler(AncestralSteps):
         betas = self.betas[torch.from_numpy(times.copy())]
         return torch.where(torch.from_numpy(ends == times - 1), betas, super()._betas(here, there, times, ends))
 
+    def _advance(
+        self, row: _Row, model_output: torch.Tensor, sample: torch.Tensor, state: Any, noise: torch.Tensor | None
+    ) -> Advance:
+        x0, _ = self._read(row, model_output, sample)
+        previous = torch.add(x0 * row.mean.on_x, sample, alpha=row.mean.on_y)
+        if noise is not None and self._learned:
+            previous = previous.addcmul(self._learned_std(row, model_output[:, sample.shape[1] :]), noise)
+        elif noise is not None:
+            previous = torch.add(previous, noise, alpha=row.std)
+        return Advance(previous, None, x0)
+
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, prev_timestep: Any = None,
         generator: Any = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         """One step from `timestep` to `prev_timestep`, or to t − 1 without it."""
         plan, i = self._locate(self._run(), timestep)
-        if plan is self._active:
-            timestep = self.timesteps[i]  # where it stands in memory tells which it is, so nothing is read again
         t, following = plan.times[i], plan.times[i + 1] if i + 1 < len(plan) else -1
         end = following if plan.grid.corrected else t - 1
         if prev_timestep is not None:
@@ -171,7 +180,7 @@ class UnCLIPScheduler(AncestralSteps):
             return self.at(detour, 0).step(model_output, t, sample, end, generator, return_dict)
         # Where both are the same step, the run's plan can stay.
         along = plan.options["along"] if following == t - 1 else end == following
-        return super().step(model_output, timestep, sample, generator=generator, return_dict=return_dict, along=along)
+        return super().step(model_output, t, sample, generator=generator, return_dict=return_dict, along=along)
 
     def _end(self, plan: Plan, prev_timestep: Any) -> Any:
         """`prev_timestep` as a number, −1 for the end."""

@@ -159,7 +159,8 @@ class RePaintScheduler(DDIMSteps):
         previous, _, x0 = super()._advance(row.unknown, model_output, sample, None, noise)
         if state.mask is not None:
             original, mask = (one.to(previous) for one in state)
-            previous = torch.lerp(previous, row.known(original, noise), mask)
+            known = torch.add(noise * row.known.on_y, original, alpha=row.known.on_x)
+            previous = torch.lerp(previous, known, mask)
         if back is not None:
             previous = torch.add(back, previous, alpha=row.back.keep)
         return Advance(previous, state, x0)
