@@ -29,7 +29,10 @@ from safelight.schedulers.base import Scheduler
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = 50
 # Where the defaults cannot be run: settings of the class, and arguments of `set_timesteps`.
-SETTINGS: dict[str, dict[str, Any]] = {"DPMSolverSDEScheduler": {"noise_sampler_seed": 0}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "DPMSolverSDEScheduler": {"noise_sampler_seed": 0},
+    "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
+}
 TIMETABLES: dict[str, dict[str, Any]] = {
     "CMStochasticIterativeScheduler": {"num_inference_steps": 20},
     "SCMScheduler": {"num_inference_steps": 50, "intermediate_timesteps": None},
@@ -46,7 +49,7 @@ def microseconds(library: Any, name: str) -> float:
     """One run, timed without the making of the plan."""
     cls = getattr(library, name)
     accepted = inspect.signature(cls).parameters
-    scheduler = cls(**{key: value for key, value in CONFIG.items() if key in accepted}, **SETTINGS.get(name, {}))
+    scheduler = cls(**{key: value for key, value in CONFIG.items() if key in accepted} | SETTINGS.get(name, {}))
     scheduler.set_timesteps(**TIMETABLES.get(name, {"num_inference_steps": STEPS}))
     sample = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     output = 0.1 * sample
@@ -59,8 +62,11 @@ def microseconds(library: Any, name: str) -> float:
     }
     extra = {key: value for key, value in given.items() if key in takes}
     timesteps = list(scheduler.timesteps)[: -1 if name == "SCMScheduler" else None]
+    following = [*timesteps[1:], None]
     start = time.perf_counter()
-    for t in timesteps:
+    for t, prev_timestep in zip(timesteps, following, strict=True):
+        if "prev_timestep" in takes:
+            extra["prev_timestep"] = prev_timestep
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample, t)
         sample = step(output, t, sample, **extra).prev_sample
