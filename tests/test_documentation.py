@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import safelight
+
 from .helpers.tree import ROOT
 
-PAGES = ["README.md", "README.ko.md", "docs/index.md", "docs/tour.md", "docs/new_scheduler.md"]
+PAGES = ["README.md", "README.ko.md", "docs/index.md", "docs/tour.md", "docs/new_scheduler.md", "docs/schedulers.md"]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -41,6 +44,13 @@ def test_links_lead_somewhere(page: str) -> None:
     missing = [link for link in links if link and not ((ROOT / page).parent / link).exists()]
     assert links
     assert not missing
+
+
+def test_every_scheduler_has_its_reference() -> None:
+    text = (ROOT / "docs/reference/schedulers.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: (\S+)\.(\w+Scheduler)$", text, flags=re.M)
+    assert {name for _, name in listed} >= {name for name in safelight.__all__ if name.endswith("Scheduler")}
+    assert all(getattr(importlib.import_module(module), name).__module__ == module for module, name in listed)
 
 
 def without_comments(page: str, language: str) -> list[str]:

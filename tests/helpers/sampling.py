@@ -87,3 +87,15 @@ def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     """The tensors as one: stacked, or end to end where they are of several sizes."""
     same = len({one.shape for one in tensors}) == 1
     return torch.stack(tensors) if same else torch.cat([one.reshape(-1) for one in tensors])
+
+
+def noised_on_a_timetable(scheduler: Any, begin: bool, stepped: bool) -> torch.Tensor:
+    """`add_noise` at the fifth and third timestep, after `set_begin_index(3)` or not, before or after one step."""
+    if begin:
+        scheduler.set_begin_index(3)
+    x, t = start(1.0, 3), scheduler.timesteps[3]
+    if stepped:
+        scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x)
+    noised = scheduler.add_noise(start(1.0, 4), start(1.0, 5), scheduler.timesteps[[4, 2]])
+    assert (scheduler.begin_index, scheduler.step_index) == (3 if begin else None, 4 if stepped else None)
+    return noised

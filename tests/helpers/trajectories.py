@@ -43,6 +43,13 @@ THRESHOLDS: Config = {
     "sample_max_value": [1.0, 1.7],
 }
 LIMITS: Config = {**THRESHOLDS, "clip_sample_range": [1.0, 0.6], "clip_sample": [True, False]}
+# What the configs of multistep solvers in log-SNR begin with.
+MULTISTEP: Config = {
+    **BETAS,
+    "solver_order": [2, 1, 3],
+    "prediction_type": ["epsilon", "sample", "v_prediction", "flow_prediction"],
+    **THRESHOLDS,
+}
 GRIDS: Config = {
     "use_karras_sigmas": [False, True],
     "use_exponential_sigmas": [False, True],

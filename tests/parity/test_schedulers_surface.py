@@ -14,7 +14,7 @@ import safelight
 from safelight.errors import InputError
 
 from ..helpers.compare import relative_difference
-from ..helpers.sampling import SHAPE, familiar_run, network
+from ..helpers.sampling import SHAPE, familiar_run, network, noised_on_a_timetable
 
 NAMES = ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"]
 # Those that the files test_*_surface.py in schedulers/ look at for the most part.
@@ -102,15 +102,7 @@ def test_add_noise_and_velocity(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("stepped", [False, True])
 def test_add_noise_on_a_timetable(begin: bool, stepped: bool) -> None:
     pair = _both("EulerDiscreteScheduler", 7, use_karras_sigmas=True)
-    results = []
-    for scheduler in pair:
-        if begin:
-            scheduler.set_begin_index(3)
-        x, t = _noise(), scheduler.timesteps[3]
-        if stepped:
-            scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x)
-        results.append(scheduler.add_noise(_noise(4), _noise(5), scheduler.timesteps[[4, 2]]))
-        assert (scheduler.begin_index, scheduler.step_index) == (3 if begin else None, 4 if stepped else None)
+    results = [noised_on_a_timetable(scheduler, begin, stepped) for scheduler in pair]
     assert relative_difference(*results) <= 1e-6
 
 

@@ -204,7 +204,7 @@ def test_corrected_euler_reads_velocities_where_the_churned_sample_is() -> None:
         row = plan.rows[3]
         alpha = (row.sigma**2 + 1) ** -0.5
         y = training_target("v_prediction", x0, eps, alpha, row.sigma * alpha)
-        x = x0 + row.sigma * eps - row.churn * z
+        x = x0 + row.sigma * eps - row.up * z
         read.append(scheduler.advance(plan, 3, y, x, None, z).pred_original_sample)
     assert torch.allclose(read[1], x0, atol=1e-4)
     assert (read[0] - x0).abs().max() > 0.02

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from ...helpers.trajectories import (
-    BETAS,
     GRIDS,
+    MULTISTEP,
     ONE_GRID,
-    PREDICTIONS,
     STEPS,
-    THRESHOLDS,
     Bound,
     Reason,
     RoundedTrajectoryParity,
@@ -21,10 +19,7 @@ NAME = "DEISMultistepScheduler"
 class TestDEIS(RoundedTrajectoryParity):
     tables = {
         NAME: {
-            **BETAS,
-            "solver_order": [2, 1, 3],
-            "prediction_type": [*PREDICTIONS, "flow_prediction"],
-            **THRESHOLDS,
+            **MULTISTEP,
             "algorithm_type": ["deis", "dpmsolver", "dpmsolver++"],
             "solver_type": ["logrho", "midpoint", "heun", "bh1", "bh2"],
             "lower_order_final": [True, False],

@@ -14,7 +14,7 @@ import safelight
 from safelight.errors import InputError, UnknownArgumentError
 
 from ...helpers.compare import relative_difference
-from ...helpers.sampling import SHAPE, familiar_run, network
+from ...helpers.sampling import SHAPE, familiar_run, network, noised_on_a_timetable
 
 EULER, MULTISTEP, COSINE = (
     "EDMEulerScheduler",
@@ -86,15 +86,7 @@ def test_results_at_their_own_scale(name: str) -> None:
 @pytest.mark.parametrize("stepped", [False, True])
 @each
 def test_add_noise(name: str, begin: bool, stepped: bool) -> None:
-    results = []
-    for scheduler in _both(name, 7):
-        if begin:
-            scheduler.set_begin_index(3)
-        x, t = _noise(), scheduler.timesteps[3]
-        if stepped:
-            scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x)
-        results.append(scheduler.add_noise(_noise(4), _noise(5), scheduler.timesteps[[4, 2]]))
-        assert (scheduler.begin_index, scheduler.step_index) == (3 if begin else None, 4 if stepped else None)
+    results = [noised_on_a_timetable(scheduler, begin, stepped) for scheduler in _both(name, 7)]
     assert relative_difference(*results) <= 1e-6
 
 

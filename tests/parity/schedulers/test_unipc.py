@@ -11,12 +11,10 @@ import safelight
 from ...helpers.compare import relative_difference
 from ...helpers.sampling import familiar_run
 from ...helpers.trajectories import (
-    BETAS,
     GRIDS,
+    MULTISTEP,
     ONE_GRID,
-    PREDICTIONS,
     STEPS,
-    THRESHOLDS,
     TOLERANCE,
     Config,
     Reason,
@@ -49,10 +47,7 @@ REFUSED = {
 class TestUniPC(TrajectoryParity):
     tables = {
         NAME: {
-            **BETAS,
-            "solver_order": [2, 1, 3],
-            "prediction_type": [*PREDICTIONS, "flow_prediction"],
-            **THRESHOLDS,
+            **MULTISTEP,
             "predict_x0": [True, False],
             "solver_type": ["bh2", "bh1", "midpoint"],
             "lower_order_final": [True, False],
