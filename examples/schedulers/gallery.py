@@ -36,6 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "UnCLIPScheduler": {"prediction_type": "sample"},
     "TCDScheduler": {"clip_sample": False},
     "CMStochasticIterativeScheduler": {"num_train_timesteps": 50},
+    # The model's betas reach σ = 20,000, from where even steps along t are too long for a slope in σ.
+    "HeunDiscreteScheduler": {"use_karras_sigmas": True},
+    "KDPM2DiscreteScheduler": {"use_karras_sigmas": True},
+    "KDPM2AncestralDiscreteScheduler": {"use_karras_sigmas": True},
 }
 INVERSE = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
 
@@ -60,12 +64,10 @@ class Denoiser:
 
 
 def build(name: str, pipe: DiffusionPipeline) -> Any:
-    """The scheduler, with the model's betas where it has any, and Karras' sigmas where it knows them."""
-    cls = getattr(safelight, name)
-    accepted, settings = inspect.signature(cls).parameters, dict(SETTINGS.get(name, {}))
-    if "use_karras_sigmas" in accepted:
-        settings["use_karras_sigmas"] = True
-    return cls.from_config(pipe.scheduler.config, **settings) if "beta_schedule" in accepted else cls(**settings)
+    """The scheduler, with the model's betas where it has any."""
+    cls, settings = getattr(safelight, name), SETTINGS.get(name, {})
+    has_betas = "beta_schedule" in inspect.signature(cls).parameters
+    return cls.from_config(pipe.scheduler.config, **settings) if has_betas else cls(**settings)
 
 
 def run(scheduler: Any, plan: Any, denoiser: Denoiser, x: torch.Tensor, state: Any = None) -> torch.Tensor:
