@@ -23,6 +23,7 @@ class ChurnedEuler(TimetableScheduler):
 
     options: ClassVar = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0}
     _read_unchurned: ClassVar[tuple[str, ...]] = ()  # prediction types read as at σ, when churn has taken x to σ̂
+    _predicts_slope = False
 
     def _rows(
         self, grid: Grid, *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
@@ -47,7 +48,10 @@ class ChurnedEuler(TimetableScheduler):
         if noise is not None and row.up:
             x = x + noise * row.s_noise * row.up
         x0 = row.x0(x, model_output) if state is None else state
-        previous = (x - x0).div_(row.sigma).mul_(row.change).add_(x)
+        if self._predicts_slope:
+            previous = torch.add(x, model_output, alpha=row.change)
+        else:
+            previous = (x - x0).div_(row.sigma).mul_(row.change).add_(x)
         return Advance(previous.to(model_output.dtype), None, x0)
 
 

@@ -92,14 +92,12 @@ class SigmaScheduler(TimetableScheduler):
             high, low = np.log(training[[-1, 0]])
             sigmas = torch.linspace(high, low, steps + (not corrected)).exp().numpy().astype(np.float64)
             times = sigma_to_t(sigmas, training) if corrected else times
-        make = chosen_grid(settings)
-        if make is not None:
+        if (make := chosen_grid(settings)) is not None:
             low, high = settings.get("sigma_min"), settings.get("sigma_max")
             low, high = sigmas[-1] if low is None else low, sigmas[0] if high is None else high
             if not 0 < low <= high:
                 raise InputError(f"sigmas are to go from {high} down to {low}; sigma_min must be positive and smaller")
-            sigmas = make(low, high, steps)
-            times = sigma_to_t(sigmas, training)
+            times = sigma_to_t(sigmas := make(low, high, steps), training)
         final = training[0] if settings.get("final_sigmas_type") == "sigma_min" else 0.0
         return self._told(times, np.append(sigmas, final), steps, corrected)
 
@@ -133,15 +131,17 @@ class SigmaScheduler(TimetableScheduler):
     ) -> Advance:
         x = sample if sample.itemsize > 2 else sample.float()
         x0, slope = self._read(row, model_output, x)
-        change, kept = row.change, (x, slope) if self.order == 2 and row.rest is None else None
-        if row.rest is not None and state is not None:
-            x, change = state[0], row.rest
-            slope = slope + state[1] if self._mean else slope
+        start, change, kept = x, row.change, None
+        if row.rest is None:
+            kept = (x, slope) if self.order == 2 else None
+        elif state is not None:
+            start, change, slope = state[0], row.rest, slope + state[1] if self._mean else slope
         # Rounded as in the reference: at a σ in the thousands it is seen in predictions of order one.
-        previous = torch.add(x, slope, alpha=change) if self._predicts_slope else (slope * change).add_(x)
+        previous = torch.add(start, slope, alpha=change) if self._predicts_slope else (slope * change).add_(start)
         if noise is not None and row.up:
             previous.add_(noise, alpha=row.up)
-        return Advance(previous.to(model_output.dtype), kept, x0)
+        cast = self.order == 1 or x is not sample
+        return Advance(previous.to(model_output.dtype) if cast else previous, kept, x0)
 
     def scale_input(self, plan: Plan, i: int, sample: torch.Tensor) -> torch.Tensor:
         """x/√(σ² + 1) at evaluation `i`."""
