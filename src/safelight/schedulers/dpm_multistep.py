@@ -75,7 +75,8 @@ class DPMSolverMultistepInverseScheduler(MultistepScheduler):
     """`DPMSolverMultistepScheduler` upwards, from a picture to the noise that it comes from.
 
     The algorithms that add noise cannot go there. As in the reference, flow sigmas fall here as well, and timesteps
-    that are told twice are left out, though not their σ, so that a run of many steps may end before the noise does.
+    that come twice are left out, though not their σ, so that the network is told wrong ones from there on and the run
+    ends before the noise does; `corrected` leaves those σ out as well.
     """
 
     custom = ()
@@ -101,9 +102,18 @@ class DPMSolverMultistepInverseScheduler(MultistepScheduler):
         if self._algorithm.startswith("sde") and not self._flow:
             raise ConfigError(f"algorithm_type={self._algorithm!r} cannot take noise away; use it without sde-")
 
+    @property
+    def noisiest_timestep(self) -> int:
+        """The last training timestep that a run can reach."""
+        return len(self) - 1 - self._clipped()
+
+    def _training_grid(self, corrected: bool) -> Grid:
+        sigmas = self._training_sigmas()
+        return Grid(np.arange(len(self), dtype=np.float32), len(self), np.append(sigmas, sigmas[-1]), False, corrected)
+
     def _grid(self, steps: int, corrected: bool, mu: float | None = None) -> Grid:
         settings, train = self._settings, len(self)
-        last, make = train - self._clipped(), chosen_grid(settings)
+        last, make = self.noisiest_timestep + 1, chosen_grid(settings)
         spacing, offset = settings["timestep_spacing"], settings["steps_offset"]
         if spacing == "trailing":
             times = ending_above_zero(spacing, train, last, steps, offset, corrected)[::-1]
@@ -117,5 +127,6 @@ class DPMSolverMultistepInverseScheduler(MultistepScheduler):
         elif not self._flow:
             end = self._training_sigmas()[last - 1]
         if make is None or self._rounds():
-            times = times[np.sort(np.unique(times, return_index=True)[1])]
+            first = np.sort(np.unique(times, return_index=True)[1])
+            times, sigmas = times[first], sigmas[first] if corrected else sigmas
         return Grid(times, len(times), np.append(sigmas, end)[: len(times) + 1], corrected=corrected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,12 @@ class DPMSolverSinglestepScheduler(DPMScheduler):
 
     The evaluations of a step are of order 1, 2, … up to its own, and the timetable has an entry for each.
     `algorithm_type` and `solver_type` as for the multistep solver. `lower_order_final` lowers the order at the end;
-    where the number of evaluations or an end at σ = 0 needs that, it is done in any case. "sde-dpmsolver++" has a sign
-    wrong in its third order, as in the reference; `corrected` repairs it.
+    where the number of evaluations or an end at σ = 0 needs that, it is done in any case, in this run only. The third
+    order of "midpoint" presumes evaluations at thirds of the step in λ. "sde-dpmsolver++" has a sign wrong in its third
+    order, as in the reference ("heun"); `corrected` repairs it.
     """
+
+    choices: ClassVar = {**DPMScheduler.choices, "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")}
 
     @register_to_config
     def __init__(
@@ -97,5 +100,5 @@ class DPMSolverSinglestepScheduler(DPMScheduler):
         outputs = (output, *state.outputs)[: self._memory]
         order = min(len(outputs), len(row.steps))
         start = sample if order == 1 else state.start
-        previous = row.steps[order - 1](start, outputs, noise).to(model_output.dtype)
+        previous = row.steps[order - 1](start, outputs, noise).to(output.dtype)
         return Advance(previous, _State(outputs, start), x0)

@@ -13,16 +13,19 @@ import safelight
 
 from ...helpers.compare import relative_difference
 from ...helpers.sampling import familiar_run
+from .. import test_schedulers_surface as general
 from . import test_sigma_surface as surface
 
-DEIS, SA = "DEISMultistepScheduler", "SASolverScheduler"
-NAMES = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", DEIS, SA]
+NAMES = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"]
+FURTHER = ["DPMSolverSinglestepScheduler", "DPMSolverMultistepInverseScheduler"]  # which have a timetable of their own
 
-pytestmark = [surface.pytestmark, pytest.mark.parametrize("name", NAMES)]
+pytestmark = surface.pytestmark
+each, every = (pytest.mark.parametrize("name", names) for names in (NAMES, NAMES + FURTHER))
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("flag", ["plain", "use_karras_sigmas", "use_exponential_sigmas", "use_flow_sigmas"])
+@each
 def test_attributes_of_a_run(name: str, flag: str, spacing: str) -> None:
     config = {} if flag == "plain" else {flag: True}
     ours, theirs = surface._both(name, 12, timestep_spacing=spacing, **config)
@@ -33,6 +36,7 @@ def test_attributes_of_a_run(name: str, flag: str, spacing: str) -> None:
         assert getattr(ours, attribute) == getattr(theirs, attribute)
 
 
+@each
 def test_an_extra_last_timestep_unless_corrected(name: str) -> None:
     ours, theirs = surface._both(name, 61, timestep_spacing="trailing")
     assert ours.timesteps[-1] == theirs.timesteps[-1] == -1
@@ -44,25 +48,30 @@ def test_an_extra_last_timestep_unless_corrected(name: str) -> None:
 
 @pytest.mark.parametrize("begin", [False, True])
 @pytest.mark.parametrize("stepped", [False, True])
+@each
 def test_add_noise_on_a_timetable(name: str, begin: bool, stepped: bool) -> None:
     surface.test_add_noise_on_a_timetable(name, begin, stepped)
 
 
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("begin", [1, 2, 4, 9])
+@each
 def test_a_run_that_starts_inside_the_timetable(name: str, begin: int, explicit: bool) -> None:
     surface.test_a_run_that_starts_inside_the_timetable(name, begin, explicit)
 
 
+@every
 def test_a_second_run(name: str) -> None:
     surface.test_a_second_run(name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every
 def test_half_precision_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
-    surface.test_half_precision_keeps_its_dtype(name, dtype)
+    general.test_half_precision_keeps_its_dtype(name, dtype)
 
 
+@every
 def test_tuples_begin_with_the_sample(name: str) -> None:
     results = []
     for scheduler in surface._both(name, 6):
@@ -71,6 +80,7 @@ def test_tuples_begin_with_the_sample(name: str) -> None:
     assert relative_difference(*results) <= 1e-6
 
 
+@every
 def test_signatures(name: str) -> None:
     for method in ("step", "set_timesteps"):
         ours, theirs = (signature(getattr(getattr(library, name), method)) for library in (safelight, diffusers))
@@ -78,9 +88,11 @@ def test_signatures(name: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["EulerDiscreteScheduler", "DDIMScheduler", "PNDMScheduler", *NAMES])
+@every
 def test_conversion_from_other_classes_and_back(name: str, source: str) -> None:
     surface.test_conversion_from_other_classes_and_back(name, source)
 
 
+@every
 def test_files_round_trip_between_the_libraries(name: str, tmp_path: Path) -> None:
-    surface.test_files_round_trip_between_the_libraries(name, tmp_path)
+    general.test_files_round_trip_between_the_libraries(name, tmp_path)
