@@ -129,6 +129,7 @@ DRAWN = [
     Drawn("RePaintScheduler", {"clip_sample": False}, 100, {"jump_n_sample": 2}),
     Drawn("RePaintScheduler", {"clip_sample": False, "eta": 1.0}, 500, {"jump_n_sample": 2}),
     Drawn("LCMScheduler", {}, 8, jumps=True),
+    Drawn("ScoreSdeVeScheduler", {"sigma_max": 20.0}, 1000, FIXED),
     *(
         Drawn("DDPMScheduler", {"prediction_type": kind, "variance_type": variance, "clip_sample": False}, None)
         for kind, variance in product(("epsilon", "sample", "v_prediction"), ("fixed_small", "fixed_large"))

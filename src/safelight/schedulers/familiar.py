@@ -137,6 +137,7 @@ class FamiliarSurface:
         """
         if positional:
             given |= dict(zip((*self.options, *self._step_arguments), positional, strict=False))
+            return self.step(model_output, timestep, sample, **given)
         extra = {name: given.pop(name, default) for name, default in self._step_arguments.items()}
         run = self._with_options(given) if given else self._run()
         plan, i = self._locate(run, timestep)
