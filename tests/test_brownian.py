@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from safelight.errors import InputError
 from safelight.brownian import BrownianTree
+from safelight.errors import InputError
 
 SHAPE = (2, 3, 6, 5)
 RANGES = [(0.0291675, 14.6146), (0.002, 80.0), (0.3, 500.0), (-1.0, 1.0)]

@@ -276,7 +276,7 @@ class Scheduler(FamiliarSurface, SchedulerMixin):
         x0, output = self._read(row, model_output, sample)
         outputs = (output, *(state or ()))[: self._memory]
         step = row.steps[min(len(outputs), len(row.steps)) - 1]
-        previous = step(sample, outputs, noise).to(model_output.dtype)
+        previous = step(sample, outputs, noise).to(torch.promote_types(sample.dtype, output.dtype))
         return Advance(previous, outputs if self._memory > 1 else None, x0)
 
     _given_values = staticmethod(descending)  # (name, values of a custom timetable) -> array

@@ -188,5 +188,5 @@ class CorrectingScheduler(LogSNRScheduler):
             previous, extra, _ = predictor.advance(plan, i, model_output, sample, state.extra, noise)
         else:
             step, extra = row.steps[min(len(outputs), len(row.steps)) - 1], noise
-            previous = step(sample, outputs, noise).to(model_output.dtype)
+            previous = step(sample, outputs, noise).to(torch.promote_types(sample.dtype, output.dtype))
         return Advance(previous, CorrectedState(outputs, sample, extra), x0)

@@ -12,7 +12,7 @@ import torch
 import safelight
 
 from ...helpers.compare import relative_difference
-from ...helpers.sampling import familiar_run
+from ...helpers.sampling import familiar_run, network
 from .. import test_schedulers_surface as general
 from . import test_sigma_surface as surface
 
@@ -96,3 +96,15 @@ def test_conversion_from_other_classes_and_back(name: str, source: str) -> None:
 @every
 def test_files_round_trip_between_the_libraries(name: str, tmp_path: Path) -> None:
     general.test_files_round_trip_between_the_libraries(name, tmp_path)
+
+
+@every
+def test_samples_keep_their_precision_beside_an_output_of_less(name: str) -> None:
+    results = []
+    for scheduler in surface._both(name, 5):
+        x = surface._noise(3)
+        for t in scheduler.timesteps[:3]:
+            x = scheduler.step(network(x, t).bfloat16(), t, x, **surface._seeded(name)).prev_sample
+        results.append(x)
+    assert results[0].dtype == results[1].dtype == torch.float32
+    assert relative_difference(*results) <= 4 * torch.finfo(torch.bfloat16).eps  # theirs rounds products to it
