@@ -236,3 +236,10 @@ def test_a_script_may_replace_a_step() -> None:
             return out
 
     assert torch.equal(_step(_ready(Loud)).prev_sample, _step(_ready()).prev_sample * 2)
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "SCMScheduler", "CMStochasticIterativeScheduler"])
+def test_there_is_no_velocity_without_betas(name: str) -> None:
+    scheduler, x = getattr(safelight, name)(), start(1.0)
+    with pytest.raises(InputError, match="has no betas"):
+        scheduler.get_velocity(x, x, torch.tensor([3, 4]))

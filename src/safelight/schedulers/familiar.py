@@ -238,6 +238,8 @@ class FamiliarSurface:
         return alpha * noise - sigma * sample
 
     def _training_level(self, like: torch.Tensor, timesteps: Any, corrected: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        if "alphas_cumprod" not in self.__dict__:
+            raise InputError(f"{type(self).__name__} has no betas, from which a training target would follow")
         index = torch.as_tensor(timesteps)
         if index.device.type == "cpu":
             wrong = index[(index < 0) | (index >= len(self)) | (index != index.floor())]
