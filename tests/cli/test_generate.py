@@ -220,3 +220,16 @@ def test_every_setting_has_its_flag():
     generate.add_arguments(parser)
     known = {action.dest for action in parser._actions}
     assert set(generate._SETTINGS) <= known
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [
+        ("dpmsolver", "DPMSolverMultistepScheduler"),
+        ("UniPC", "UniPCMultistepScheduler"),
+        ("lms", "LMSDiscreteScheduler"),
+    ],
+)
+def test_short_names_of_schedulers(capsys, stable_diffusion, short, name):
+    (path,) = run(capsys, "a dog", "-m", stable_diffusion, "--steps", "2", "--scheduler", short)
+    assert images.read_settings(path)["scheduler"] == name

@@ -213,7 +213,7 @@ def _prompts(pipeline: DenoisingPipeline, given: Any) -> list[Any]:
 def _scheduler(name: Any, own: Any) -> Any:
     """The scheduler called `name` with the config of the model's own; None for the model's own itself.
 
-    Names are those of the classes; case, "Scheduler" and "Discrete" may be left out.
+    Names are those of the classes; case, "Scheduler", "Discrete" and "Multistep" may be left out.
     """
     import safelight
 
@@ -221,7 +221,7 @@ def _scheduler(name: Any, own: Any) -> Any:
         return None
     known = [cls for cls in safelight.__all__ if cls.endswith("Scheduler")]
     short = {cls.lower(): cls for cls in known}
-    for tail in ("scheduler", "discretescheduler"):
+    for tail in ("scheduler", "discretescheduler", "multistepscheduler"):
         short.update({cls.lower().removesuffix(tail): cls for cls in known})
     check_choice("scheduler", name if name in known else str(name).lower(), [*known, *short], InputError)
     cls = name if name in known else short[str(name).lower()]
